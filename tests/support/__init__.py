@@ -1,0 +1,1 @@
+"""What the tests stand on: database servers, web servers in child processes, clients that misbehave."""
