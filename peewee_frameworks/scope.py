@@ -1,0 +1,276 @@
+"""The unit of work: a request, a websocket message, a job.
+
+A scope holds one frame per database and has one way, open to final. It is fresh at every entry and reset at every end:
+contexts leak between requests in most servers, so nothing here ever means "use it if one is set".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import peewee
+
+from .background import background
+from .errors import ConfigurationError
+from .frame import Frame
+from .state import Frames, State, current_frames, install
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
+    from types import TracebackType
+
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
+
+
+class Scope:
+    """One unit of work over some databases.
+
+    Adapters make one per request: `enter` it, run the application, `finish` it (never raises), `exit` it. Everyone else
+    uses `connection_scope`.
+    """
+
+    __slots__ = ("_on_idle", "_own", "_token", "frames", "label", "slot")
+
+    def __init__(self, states: Iterable[State], label: str, parent: Scope | None = None) -> None:
+        """Make a scope for the given databases; the other databases of `parent` stay visible in it.
+
+        Args:
+            states: what `install` returned for each database.
+            label: what messages call it, for example ``"request GET /orders"``.
+            parent: the scope around, if any; never taken from the context variable by itself.
+        """
+        self.label = label
+        self._own = {state: Frame(state, label, shared=True) for state in states}
+        self.frames: Frames = Frames(self, {**parent.frames, **self._own} if parent is not None else dict(self._own))
+        self._token: contextvars.Token[Frames | None] | None = None
+        # What `orm.run` keeps with the scope; see run.py.
+        self.slot: Any = None
+
+    @property
+    def own_frames(self) -> Iterable[Frame]:
+        """The frames that this scope opened, without those of its parent."""
+        return self._own.values()
+
+    @property
+    def ended(self) -> bool:
+        """Whether `finish` was called."""
+        return any(frame.final for frame in self._own.values())
+
+    @property
+    def connected(self) -> bool:
+        """Whether any of its databases holds a connection now."""
+        return any(frame.conn is not None for frame in self._own.values())
+
+    def enter(self) -> None:
+        """Make this the current scope of the running context."""
+        self._token = current_frames.set(self.frames)
+
+    def exit(self) -> None:
+        """Make the scope before it current again."""
+        token, self._token = self._token, None
+        if token is not None:
+            with contextlib.suppress(ValueError):  # a generator may be closed in another context
+                current_frames.reset(token)
+
+    def set_atomic(self) -> None:
+        """Wrap what follows in a transaction per database, begun when the database first connects."""
+        for frame in self._own.values():
+            frame.atomic = True
+            if frame.conn is not None and frame.request_transaction is None and not frame.transactions:
+                with frame.state.bound(frame):
+                    frame.begin_request_transaction()
+
+    @property
+    def has_transaction(self) -> bool:
+        """Whether the transaction of an atomic request is open, so that `complete` would do I/O."""
+        return any(frame.request_transaction is not None for frame in self._own.values())
+
+    def complete(self, error: BaseException | None = None) -> None:
+        """Commit the atomic request, or roll it back because of `error`.
+
+        With several databases they are committed one after the other; if one fails, the rest is rolled back and the error
+        raised. What committed before stays: this is no two-phase commit.
+
+        Raises: what a COMMIT raised.
+        """
+        failed = error
+        for frame in self._own.values():
+            try:
+                frame.end_request_transaction(failed)
+            except Exception as raised:  # noqa: BLE001 - the first is raised below, when all have ended
+                if failed is None:
+                    failed = raised
+                elif failed is not error:
+                    raised.__context__ = failed
+        if failed is not None and failed is not error:
+            raise failed
+
+    def connect(self) -> None:
+        """Connect every database now (``connect="eager"``), and keep nested ``with db`` blocks from closing it.
+
+        Raises: what connecting raises; what had been connected is given back by `finish`.
+        """
+        for frame in self._own.values():
+            if frame.conn is None:
+                frame.pinned = True
+                with frame.state.bound(frame):
+                    frame.state.database.connect()
+
+    def release_early(self) -> None:
+        """Give back the connections on which nothing is going on; later queries take them again."""
+        for frame in self._own.values():
+            frame.release_early()
+
+    def finish(self) -> list[Future[None]]:
+        """End the scope: roll back what is open with a warning, give back every connection. Never raises.
+
+        Returns: what is still being given back on other threads, because this one runs an event loop.
+        """
+        return [pending for frame in self._own.values() if (pending := frame.finish()) is not None]
+
+    def on_release(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, on any thread, whenever one of the connections was given back."""
+        for frame in self._own.values():
+            frame.on_release = callback
+
+    def __repr__(self) -> str:
+        return f"<Scope {self.label!r} {'ended' if self.ended else 'open'}>"
+
+
+def current_scope() -> Scope | None:
+    """Return the scope the caller runs in, or None."""
+    frames = current_frames.get()
+    return None if frames is None else frames.scope
+
+
+async def complete(scope: Scope, error: BaseException | None = None) -> None:
+    """Do what `Scope.complete` does from an event loop, without blocking it."""
+    if scope.has_transaction:
+        context = contextvars.copy_context()
+        await asyncio.wrap_future(background.submit(lambda: context.run(scope.complete, error)))
+
+
+class connection_scope:  # noqa: N801 - reads as the function it is used as
+    """Give a block, or each call of a function, connections of its own: scripts, jobs, messages, background work.
+
+    ::
+
+        with connection_scope(db): ...
+        async with connection_scope(db, other): ...
+
+        @connection_scope(db, transaction=True)
+        def job(): ...
+
+    Connections are taken at the first query and given back at the end, whatever happens. A scope inside another has its
+    own connection; the databases it does not name stay those of the scope around it.
+    """
+
+    def __init__(self, *databases: Any, transaction: bool = False, label: str | None = None) -> None:
+        """Describe the scope.
+
+        Args:
+            databases: one or more Peewee databases (or proxies).
+            transaction: begin a transaction at the first query, commit at the end, roll back on an exception.
+            label: what messages call the unit of work; by default where it was opened.
+
+        Raises: `ConfigurationError` without a database.
+        """
+        if not databases or (callable(databases[0]) and not isinstance(databases[0], (peewee.Database, peewee.Proxy))):
+            raise ConfigurationError("connection_scope() needs the database: write `connection_scope(db)`.")
+        self._databases = databases
+        self._transaction = transaction
+        self._label = label
+        self._scope: Scope | None = None
+
+    def _open(self, label: str) -> Scope:
+        if self._scope is not None:
+            raise ConfigurationError(
+                "This connection_scope object is entered already. Make one for each block: `with connection_scope(db):`."
+            )
+        scope = self._scope = Scope([install(db) for db in self._databases], label, current_scope())
+        if self._transaction:
+            scope.set_atomic()
+        scope.enter()
+        return scope
+
+    def _close(self) -> Scope:
+        scope, self._scope = self._scope, None
+        assert scope is not None  # noqa: S101 - __exit__ without __enter__
+        return scope
+
+    def __enter__(self) -> Scope:
+        return self._open(self._label or _place("scope", inspect.currentframe()))
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        scope = self._close()
+        try:
+            scope.complete(exc)
+        finally:
+            scope.finish()
+            scope.exit()
+
+    async def __aenter__(self) -> Scope:
+        return self._open(self._label or _place("scope", inspect.currentframe()))
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        scope = self._close()
+        try:
+            await complete(scope, exc)
+        finally:
+            pending = scope.finish()
+            scope.exit()
+            # The next block may want the only connection of the pool; a cancel here loses nothing, they go on by themselves.
+            for future in pending:
+                await asyncio.wrap_future(future)
+
+    @overload
+    def __call__(self, function: _Function) -> _Function: ...
+    @overload
+    def __call__(self, function: Any) -> Any: ...
+    def __call__(self, function: Any) -> Any:
+        """Decorate a function or a coroutine function: each call is a scope.
+
+        Raises: `ConfigurationError` for a generator function, whose body runs after the call has returned.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"connection_scope cannot decorate the generator {function.__qualname__}: its body runs after the call has "
+                "returned. Open the scope inside it."
+            )
+        label = self._label or f"{function.__module__}.{function.__qualname__}"
+
+        def fresh() -> connection_scope:
+            return connection_scope(*self._databases, transaction=self._transaction, label=label)
+
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def call_async(*args: Any, **kwargs: Any) -> Any:
+                async with fresh():
+                    return await function(*args, **kwargs)
+
+            return call_async
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with fresh():
+                return function(*args, **kwargs)
+
+        return call
+
+
+def _place(what: str, frame: Any) -> str:
+    caller = frame.f_back if frame is not None else None
+    if caller is None:
+        return what
+    return f"{what} in {caller.f_code.co_qualname} (line {caller.f_lineno})"
