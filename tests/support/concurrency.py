@@ -34,18 +34,14 @@ def run_threads(
         except BaseException as error:
             failures[index] = results[index] = error
 
-    threads = [
-        threading.Thread(target=work, args=(i,), name=f"run_threads-{i}", daemon=True) for i in range(count)
-    ]
+    threads = [threading.Thread(target=work, args=(i,), name=f"run_threads-{i}", daemon=True) for i in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
     stuck = [thread.name for thread in threads if thread.is_alive()]
     if stuck:
-        raise TimeoutError(
-            f"{len(stuck)} of {count} threads still run after {deadline} s: {', '.join(stuck)}"
-        )
+        raise TimeoutError(f"{len(stuck)} of {count} threads still run after {deadline} s: {', '.join(stuck)}")
     if failures and not return_exceptions:
         errors = [failures[index] for index in sorted(failures)]
         if len(errors) == 1:

@@ -166,9 +166,7 @@ def scratch(kind: Kind, directory: Path) -> Iterator[Place]:
         create, drop = f"CREATE DATABASE {tag}", f"DROP DATABASE {tag}"
     else:
         database = kwargs.pop("database")
-        place = Place(
-            kind, tag, database, kwargs | {"application_name": tag, "options": f"-c search_path={tag}"}
-        )
+        place = Place(kind, tag, database, kwargs | {"application_name": tag, "options": f"-c search_path={tag}"})
         create, drop = f"CREATE SCHEMA {tag}", f"DROP SCHEMA {tag} CASCADE"
     _administer(kind, create)
     try:

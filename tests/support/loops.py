@@ -71,9 +71,7 @@ class SlowCallbacks(logging.Handler):
 
     def guilty(self) -> list[str]:
         return [
-            message
-            for start, end, message in self.slow
-            if end - start - self.witness.excuse(start, end) > self.limit
+            message for start, end, message in self.slow if end - start - self.witness.excuse(start, end) > self.limit
         ]
 
 

@@ -73,9 +73,7 @@ def unreachable(kind: Kind) -> str | None:
     try:
         admin_connection(kind).close()
     except Exception as error:
-        return (
-            f"no {kind} server for the tests ({VARIABLES[kind]} names one): {type(error).__name__}: {error}"
-        )
+        return f"no {kind} server for the tests ({VARIABLES[kind]} names one): {type(error).__name__}: {error}"
     return None
 
 
