@@ -20,3 +20,31 @@ def is_clean(conn: Any) -> bool:
     if pgconn is not None:
         return bool(pgconn.transaction_status == 0)
     return False
+
+
+# MySQL: server shutdown (1053), connection killed (1927), gone away (2006), lost during query (2013), and the codes
+# libmysqlclient and PyMySQL give to a connect that failed (2002, 2003) or timed out on the server (4031).
+_MYSQL_GONE = frozenset({1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
+# PostgreSQL: class 08 is "connection exception"; 57P01 to 57P03 are shutdown, crash and "starting up".
+_SQLSTATE_GONE = ("08", "57P01", "57P02", "57P03")
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Return whether an error means that the connection, not the statement, failed.
+
+    Looks at the driver's error behind Peewee's: MySQL's error number, PostgreSQL's SQLSTATE, and psycopg's bare
+    OperationalError without one, which it raises for a broken socket.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        code = seen.args[0] if seen.args else None
+        if isinstance(code, int) and code in _MYSQL_GONE:
+            return True
+        sqlstate = getattr(seen, "sqlstate", None) or getattr(seen, "pgcode", None)
+        if sqlstate is not None and str(sqlstate).startswith(_SQLSTATE_GONE):
+            return True
+        broken_socket = type(seen).__module__.partition(".")[0] in ("psycopg", "psycopg2") and sqlstate is None
+        if broken_socket and type(seen).__name__ in ("OperationalError", "InterfaceError"):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -241,7 +241,7 @@ class Frame:
 
         Returns: whether a connection was given back.
         """
-        if self.conn is None or not self._lock.acquire(blocking=False):
+        if self.conn is None or not self.state.database.autoconnect or not self._lock.acquire(blocking=False):
             return False
         try:
             in_use = self.transactions or any(entry is not _PIN for entry in self.ctx) or self.has_live_cursor()
@@ -270,7 +270,7 @@ class Frame:
             finally:
                 self._lock.release()
             if conn is not None:
-                if dirty:
+                if dirty and dirty != [self.request_transaction]:  # an atomic request that failed needs no warning
                     logger.warning(
                         "%s: %s ended with %s open; rolled back.", self.state.name, self.label, _describe(dirty)
                     )

@@ -95,6 +95,8 @@ class State:
 
     def __init__(self, database: peewee.Database) -> None:
         self._database = weakref.ref(database)
+        # How many running applications use the database: the last one to stop closes its pool.
+        self.users = 0
         self.tracks_cursors = isinstance(database, peewee.SqliteDatabase)
         # id(owner) -> (the owner, its record). An id can be used again, so the reference decides.
         self._implicit: dict[int, tuple[weakref.ref[Any], Frame]] = {}

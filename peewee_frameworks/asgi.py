@@ -1,0 +1,227 @@
+"""Pure ASGI: a scope per request or websocket, for Starlette, FastAPI and any other ASGI framework.
+
+Pure, because `BaseHTTPMiddleware` runs the application in another task, ends before streaming bodies and background tasks,
+and does not see websockets. `PeeweeMiddleware` is what users of another framework wrap their application in; the parts are
+for adapters that place them in different layers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .http import Problem, problem_for
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from .scope import Scope
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+# Where nested adapters find the scope around them. Never the context variable: servers leak contexts between requests.
+SCOPE_KEY = "peewee_frameworks.scope"
+
+
+class ScopeMiddleware:
+    """Open a scope for each request and websocket; inside another adapter's, only for databases it does not have."""
+
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self.app = app
+        self.runtime = runtime
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Run the application in a scope of its own."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        outer: Scope | None = scope.get(SCOPE_KEY)
+        if outer is not None and all(state in outer.frames for state in self.runtime.states):
+            await self.app(scope, receive, send)
+            return
+        method = "websocket" if scope["type"] == "websocket" else f"request {scope['method']}"
+        work = self.runtime.begin(f"{method} {scope['path']}", outer)
+        scope[SCOPE_KEY] = work
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            # Nothing here awaits, so a cancelled request gives its connection back too.
+            self.runtime.end(work)
+            scope[SCOPE_KEY] = outer
+
+
+class CommitFailed(Exception):
+    """Carries the error of a COMMIT through the application's own handlers, which believe the response has started."""
+
+
+class RequestMiddleware:
+    """What happens inside the scope: connect eagerly, commit before the first byte, release early, answer errors."""
+
+    def __init__(self, app: ASGIApp, runtime: Runtime, request_class: Callable[[Any], Any] | None = None) -> None:
+        """Wrap `app`.
+
+        Args:
+            app: the application.
+            runtime: the databases and options.
+            request_class: makes of an ASGI scope the request that predicates are given; the scope itself by default.
+        """
+        self.app = app
+        self.runtime = runtime
+        self.request_class = request_class
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Run the application with the options that hold for this request."""
+        work: Scope | None = scope.get(SCOPE_KEY)
+        if scope["type"] not in ("http", "websocket") or work not in self.runtime.live or work is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(work, scope, receive, send)
+        else:
+            await self._websocket(work, scope, receive, send)
+
+    async def _http(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        runtime = self.runtime
+        started = False
+
+        async def send_in_scope(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                try:
+                    await runtime.complete_async(work, message["status"])
+                except Exception as error:
+                    raise CommitFailed from error
+                started = True
+            await send(message)
+            if message["type"] == "http.response.body" and message.get("more_body"):
+                runtime.release_early(work)  # a stream that idles holds nothing
+
+        try:
+            await self._prepare(work, scope)
+            await self.app(scope, receive, send_in_scope)
+        except CommitFailed as failed:
+            error = failed.__cause__
+            problem = problem_for(error) if error is not None and runtime.options.errors else None
+            if problem is None:
+                raise (error or failed) from None
+            await answer(problem, send)
+        except Exception as error:
+            problem = None if started or not runtime.options.errors else problem_for(error)
+            if problem is None:
+                raise
+            await answer(problem, send)
+
+    async def _websocket(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Between two messages a websocket holds no connection."""
+
+        async def receive_in_scope() -> Message:
+            work.release_early()
+            return await receive()
+
+        async def send_in_scope(message: Message) -> None:
+            await send(message)
+            work.release_early()
+
+        await self.app(scope, receive_in_scope, send_in_scope)
+
+    async def _prepare(self, work: Scope, scope: MutableMapping[str, Any]) -> None:
+        request = scope if self.request_class is None else self.request_class(scope)
+        eager, atomic = self.runtime.policy(request, (scope["path"],))
+        if atomic:
+            work.set_atomic()
+        if eager:
+            await self.runtime.connect(work)
+
+
+async def answer(problem: Problem, send: Send) -> None:
+    """Send an error response."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+    body = problem.body
+    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class LifespanMiddleware:
+    """Start the databases before the application starts, close them after it has stopped."""
+
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self.app = app
+        self.runtime = runtime
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Handle the lifespan; an application that does not support one is spared it."""
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+        await receive()  # lifespan.startup
+        try:
+            await self.runtime.start_async()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await self._application(scope, receive, send)
+
+    async def _application(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        told_startup = answered_startup = stopped = False
+
+        async def receive_once_more() -> Message:
+            nonlocal told_startup
+            if not told_startup:
+                told_startup = True
+                return {"type": "lifespan.startup"}
+            return await receive()
+
+        async def send_after_us(message: Message) -> None:
+            nonlocal answered_startup, stopped
+            answered_startup = True
+            if message["type"] != "lifespan.startup.complete":  # failed, or the shutdown's end
+                stopped = True
+                await self.runtime.stop_async()
+            await send(message)
+
+        try:
+            await self.app(scope, receive_once_more, send_after_us)
+        except Exception:
+            if answered_startup:
+                if not stopped:
+                    await self.runtime.stop_async()
+                raise
+        if not answered_startup:  # it knows no lifespan
+            await send({"type": "lifespan.startup.complete"})
+            await receive()  # lifespan.shutdown
+            await self.runtime.stop_async()
+            await send({"type": "lifespan.shutdown.complete"})
+
+
+class PeeweeMiddleware:
+    """Give each request of any ASGI application its own Peewee connection.
+
+    ::
+
+        app = PeeweeMiddleware(app, db)
+
+    Put it outermost, so that error handlers run inside the scope too.
+    """
+
+    def __init__(self, app: ASGIApp, database: Any = None, **options: Any) -> None:
+        """Wrap an application.
+
+        Args:
+            app: the ASGI application.
+            database: a Peewee database, a proxy, a URL, a mapping of aliases to those; None reads the environment.
+            options: see `peewee_frameworks.config.Options`.
+
+        Raises: `ConfigurationError` for options that cannot work.
+        """
+        self.runtime = Runtime(database, **options)
+        if not self.runtime.configured:
+            self.runtime.configure()
+        inner = RequestMiddleware(app, self.runtime)
+        self.app = LifespanMiddleware(ScopeMiddleware(inner, self.runtime), self.runtime)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve a request, a websocket, or the lifespan."""
+        await self.app(scope, receive, send)

@@ -1,0 +1,266 @@
+"""Options: keywords, a framework's config mapping, the environment, URLs. Validated here, once, at start.
+
+Secrets never appear in a message or a repr: a URL is shown without its user, password and query.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+import peewee
+
+from .errors import ConfigurationError
+
+PREFIX = "PEEWEE_"
+DEFAULT_ALIAS = "default"
+
+Databases = peewee.Database | peewee.Proxy | str | Mapping[str, Any]
+Predicate = Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of `Peewee` in every framework.
+
+    Attributes:
+        connect: ``"lazy"`` takes a connection at the first query, ``"eager"`` before the handler runs. None is lazy, or
+            eager where a database has ``autoconnect=False``.
+        transaction: True runs every request in a transaction, a callable decides per request. Committed before the first
+            byte of the response, so that a COMMIT that fails becomes an error response.
+        rollback_on: the response statuses on which an atomic request is rolled back, as numbers or a predicate. 400 to 599
+            by default, because an exception that a handler turned into a response arrives here as its status.
+        exclude: requests that are neither connected eagerly nor atomic: patterns (`fnmatch`) for the path, endpoint,
+            route or blueprint name, or predicates of the request. A query in one still works.
+        release: ``"response_start"`` gives the connection back at the first byte of the response unless a transaction or a
+            result is open, and takes one again if a stream queries; ``"request_end"`` keeps it to the end.
+        errors: answer exhausted pools and unreachable databases with 503, `DoesNotExist` with 404 and `IntegrityError`
+            with 409.
+        check: at start, ``"fail"`` raises if a database cannot be reached, ``"warn"`` logs it and starts, ``"off"`` does
+            not try.
+        create_tables: models whose tables are created at start, if missing.
+        run_threads: threads of `orm.run`; by default the size of the largest pool, or 32.
+        run_timeout: seconds a unit of work waits to be admitted to `orm.run`; by default the pool's timeout, or 30.
+        close_timeout: seconds to wait at the end for requests in flight.
+    """
+
+    # Checked at run time, because they also come from configuration: hence Any where a type would hide a check.
+    connect: str | None = None
+    transaction: bool | Predicate = False
+    rollback_on: Collection[int] | Callable[[int], bool] = field(default=range(400, 600))
+    exclude: Any = ()
+    release: str = "response_start"
+    errors: bool = False
+    check: str = "fail"
+    create_tables: Any = ()
+    run_threads: int | None = None
+    run_timeout: float | None = None
+    close_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises: `ConfigurationError` naming the option, what was given and what is possible.
+        """
+        _one_of("connect", self.connect, (None, "lazy", "eager"))
+        _one_of("release", self.release, ("response_start", "request_end"))
+        _one_of("check", self.check, ("fail", "warn", "off"))
+        _one_of("errors", self.errors, (True, False))
+        if not isinstance(self.transaction, bool) and not callable(self.transaction):
+            raise ConfigurationError(
+                f"transaction={self.transaction!r}: give True, False or a function of the request."
+            )
+        if isinstance(self.exclude, str) or not isinstance(self.exclude, Iterable):
+            raise ConfigurationError(f"exclude={self.exclude!r}: give a list of patterns and functions.")
+        for entry in self.exclude:
+            if not isinstance(entry, str) and not callable(entry):
+                raise ConfigurationError(f"exclude holds {entry!r}, which is neither a pattern nor a function.")
+        if not callable(self.rollback_on) and not isinstance(self.rollback_on, Collection):
+            raise ConfigurationError(
+                f"rollback_on={self.rollback_on!r}: give statuses, as range(400, 600), or a function."
+            )
+        for model in self.create_tables:
+            if not (isinstance(model, type) and issubclass(model, peewee.Model)):
+                raise ConfigurationError(f"create_tables holds {model!r}, which is not a Peewee model.")
+        _positive("run_threads", self.run_threads)
+        _positive("run_timeout", self.run_timeout)
+        _positive("close_timeout", self.close_timeout)
+
+    def rolls_back(self, status: int) -> bool:
+        """Return whether a response of this status rolls an atomic request back."""
+        return self.rollback_on(status) if callable(self.rollback_on) else status in self.rollback_on
+
+    def excludes(self, request: Any, names: Iterable[str]) -> bool:
+        """Return whether the request is excluded, by one of its names (path, endpoint, blueprint) or by a predicate."""
+        return any(
+            entry(request) if callable(entry) else any(fnmatch.fnmatchcase(name, entry) for name in names)
+            for entry in self.exclude
+        )
+
+    def is_atomic(self, request: Any) -> bool:
+        """Return whether the request runs in a transaction."""
+        return bool(self.transaction(request)) if callable(self.transaction) else self.transaction
+
+
+_NAMES = tuple(option.name for option in fields(Options))
+_KEYS = {PREFIX + "DATABASE": "database", **{PREFIX + name.upper(): name for name in _NAMES}}
+# What a string from the environment becomes.
+_NUMBERS = {"run_threads": int, "run_timeout": float, "close_timeout": float}
+_SWITCHES = ("transaction", "errors")
+_LISTS = ("exclude",)
+
+
+def resolve(
+    keywords: Mapping[str, Any], mapping: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[Databases, Options]:
+    """Bring the sources together: keywords of `Peewee(...)`, then the framework's config, then the environment.
+
+    Args:
+        keywords: options as given to `Peewee`, ``database`` among them; None means "not given".
+        mapping: a framework's config, whose keys that begin with ``PEEWEE_`` are ours.
+        environment: where ``PEEWEE_DATABASE`` and then ``DATABASE_URL`` are looked up last; `os.environ` if None.
+
+    Raises: `ConfigurationError` for an unknown key, for a database given twice, for none at all.
+    """
+    environment = os.environ if environment is None else environment
+    configured = _read(mapping or {})
+    given = {name: value for name, value in keywords.items() if value is not None}
+    for name in given:
+        if name != "database" and name not in _NAMES:
+            raise ConfigurationError(f"Unknown option {name}.{_suggest(name, _NAMES)}")
+    if "database" in given and "database" in configured:
+        raise ConfigurationError(
+            f"The database is given twice: to Peewee(...) and as {PREFIX}DATABASE. Remove one of the two."
+        )
+    merged = {**configured, **given}
+    database = merged.pop("database", None) or environment.get(PREFIX + "DATABASE") or environment.get("DATABASE_URL")
+    if database is None:
+        raise ConfigurationError(
+            f"No database. Pass one to Peewee(...), or set {PREFIX}DATABASE in the application's config, or {PREFIX}DATABASE "
+            "or DATABASE_URL in the environment."
+        )
+    return database, Options(**merged)
+
+
+def _read(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return option name → value for the keys of a framework's config that are ours."""
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if not key.startswith(PREFIX):
+            continue
+        if key not in _KEYS:
+            raise ConfigurationError(f"Unknown configuration key {key}.{_suggest(key, _KEYS)}")
+        found[_KEYS[key]] = _parse(key, _KEYS[key], value)
+    return found
+
+
+def open_databases(given: Databases) -> dict[str, Any]:
+    """Return alias → database for a database, a proxy, a URL, or a mapping of aliases to those.
+
+    Raises: `ConfigurationError` for an empty mapping, an alias that is no string, a bad URL.
+    """
+    if not isinstance(given, Mapping):
+        return {DEFAULT_ALIAS: _open(given, DEFAULT_ALIAS)}
+    if not given:
+        raise ConfigurationError("The mapping of databases is empty. Give at least one: {'default': db}.")
+    for alias in given:
+        if not isinstance(alias, str):
+            raise ConfigurationError(f"The alias {alias!r} is not a string.")
+    return {alias: _open(database, alias) for alias, database in given.items()}
+
+
+def _open(database: Any, alias: str) -> Any:
+    if isinstance(database, str):
+        return connect_url(database)
+    if isinstance(database, (peewee.Database, peewee.Proxy)):
+        return database
+    raise ConfigurationError(
+        f"Database {alias!r}: {type(database).__name__} is not a Peewee database. Pass a peewee.Database, a DatabaseProxy or "
+        "a URL."
+    )
+
+
+def connect_url(url: str) -> Any:
+    """Make a database from a URL such as ``mysql+pool://user:secret@host/shop?max_connections=20``.
+
+    Raises: `ConfigurationError` for a URL that is malformed or of an unknown scheme; it never shows the password.
+    """
+    from playhouse import db_url  # noqa: PLC0415 - it imports every driver extension that is installed
+
+    try:
+        scheme = urlsplit(url).scheme
+        known = scheme in db_url.schemes
+    except ValueError as error:
+        raise ConfigurationError(f"The database URL {safe_url(url)} is malformed: {error}.") from None
+    if not known:
+        raise ConfigurationError(
+            f"The database URL {safe_url(url)} has the unknown scheme {scheme!r}.{_suggest(scheme, db_url.schemes)} "
+            "It looks like mysql+pool://user@host/name, postgresql+pool://user@host/name or sqlite:///file.db."
+        )
+    try:
+        return db_url.connect(url, unquote_user=True, unquote_password=True)
+    except Exception as error:  # noqa: BLE001 - whatever a driver makes of the URL's parameters
+        # Peewee's own message quotes the URL, password included: so neither that message nor the chain to it.
+        reason = type(error).__name__ if url in str(error) else f"{type(error).__name__}: {error}"
+        raise ConfigurationError(
+            f"The database URL {safe_url(url)} does not work ({reason}). It needs a database name after the host, "
+            "as in mysql+pool://user@host/name; local files take three slashes, as in sqlite:///file.db."
+        ) from None
+
+
+def safe_url(url: str) -> str:
+    """Return a URL without user, password and query, fit for a message."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return "(not a URL)"
+    rest = rest.partition("?")[0].rpartition("@")[2]
+    return f"{scheme}://{rest}"
+
+
+def _parse(key: str, name: str, value: Any) -> Any:
+    """Turn a string from the environment into what the option takes."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if name in _NUMBERS:
+            return _NUMBERS[name](value)
+    except ValueError:
+        raise ConfigurationError(f"{key}={value!r} is not a number.") from None
+    if name in _SWITCHES:
+        switch = {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "on": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "off": False,
+        }
+        if value.lower() not in switch:
+            raise ConfigurationError(f"{key}={value!r} is neither true nor false.")
+        return switch[value.lower()]
+    if name in _LISTS:
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if not any(value is option or (isinstance(option, str) and value == option) for option in allowed):
+        shown = ", ".join(repr(option) for option in allowed if option is not None)
+        raise ConfigurationError(f"{name}={value!r} is not possible; choose from {shown}.")
+
+
+def _positive(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+        raise ConfigurationError(f"{name}={value!r} must be a number above 0.")

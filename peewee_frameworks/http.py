@@ -1,0 +1,69 @@
+"""What a database error means to an HTTP client: one table for all frameworks.
+
+Off by default (``errors=False``). The details say nothing of the query, its values or the server: those are in the log.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import peewee
+from playhouse.pool import MaxConnectionsExceeded
+
+from .drivers import is_disconnect
+from .errors import DatabaseUnavailable, PoolClosed, PoolConnectTimeout
+
+RETRY_AFTER_SECONDS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An HTTP error response: its status, a sentence for the client, extra headers."""
+
+    status: int
+    detail: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """The status's standard phrase."""
+        return HTTPStatus(self.status).phrase
+
+    @property
+    def body(self) -> bytes:
+        """The response's body, in the shape FastAPI gives its errors."""
+        return json.dumps({"detail": self.detail}).encode()
+
+
+_RETRY = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+BUSY = Problem(503, "The service is busy. Try again shortly.", _RETRY)
+UNAVAILABLE = Problem(503, "The database is not available. Try again shortly.", _RETRY)
+NOT_FOUND = Problem(404, "Not found.")
+CONFLICT = Problem(409, "The request conflicts with the stored data.")
+SERVER_ERROR = Problem(500, "Internal Server Error")
+
+# The exception classes an adapter registers handlers for; `problem_for` decides what each instance means.
+HANDLED: tuple[type[Exception], ...] = (
+    MaxConnectionsExceeded,
+    peewee.OperationalError,
+    peewee.InterfaceError,
+    peewee.DoesNotExist,
+    peewee.IntegrityError,
+)
+
+
+def problem_for(error: BaseException) -> Problem | None:
+    """Return the response an exception deserves, or None if it is an ordinary server error."""
+    if isinstance(error, MaxConnectionsExceeded):
+        return BUSY
+    if isinstance(error, (DatabaseUnavailable, PoolClosed, PoolConnectTimeout)):
+        return UNAVAILABLE
+    if isinstance(error, peewee.DoesNotExist):
+        return NOT_FOUND
+    if isinstance(error, peewee.IntegrityError):
+        return CONFLICT
+    if isinstance(error, (peewee.OperationalError, peewee.InterfaceError)) and is_disconnect(error):
+        return UNAVAILABLE
+    return None

@@ -1,0 +1,364 @@
+"""What all adapters share: the databases, a scope per unit of work, start and end. No framework in here.
+
+Adapters have one each and only translate their framework's hooks; `asgi.py` and `wsgi.py` build on it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import peewee
+from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
+
+from . import scope as scopes
+from .background import background
+from .config import DEFAULT_ALIAS, Options, open_databases, resolve
+from .errors import ConfigurationError, DatabaseUnavailable
+from .guarded import GuardedProxy
+from .run import Runner
+from .scope import Scope, connection_scope, current_scope
+from .state import State, display_name, install, unwrap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+logger = logging.getLogger("peewee_frameworks")
+
+_Result = TypeVar("_Result")
+
+DEFAULT_RUN_THREADS = 32
+DEFAULT_RUN_TIMEOUT = 30.0
+
+
+class ErrorStatus(Exception):  # never shown: it tells the transaction why
+    """The response has a status on which an atomic request is rolled back."""
+
+
+class LateDatabase(GuardedProxy):
+    """Stands for the default database until the configuration that names it is read, in `init_app` or at start."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if self.obj is None:
+            raise _not_ready()
+        return getattr(self.obj, name)
+
+
+class _NotConfigured(ConfigurationError, AttributeError):
+    """So that `hasattr` on the stand-in answers instead of failing."""
+
+
+def _not_ready() -> ConfigurationError:
+    return _NotConfigured(
+        "The database is not known yet: Peewee() was made without one, and the application's configuration has not been "
+        "read. Call orm.init_app(app) (or start the application's lifespan) first, or pass the database: Peewee(db)."
+    )
+
+
+class Runtime:
+    """The databases of one `Peewee` instance and the scopes it has open."""
+
+    def __init__(self, database: Any = None, **options: Any) -> None:
+        """Take the databases now if they are given; else `configure` reads them from the application.
+
+        Raises: `ConfigurationError` for options that cannot work.
+        """
+        self._keywords: dict[str, Any] = {"database": database, **options}
+        self.databases: dict[str, Any] = {}
+        self.options = Options()
+        self.live: set[Scope] = set()
+        self._states: list[State] = []
+        self._proxy: LateDatabase | None = None
+        self._runner: Runner | None = None
+        self._drained: Callable[[], object] | None = None
+        self._started = False
+        if database is not None:
+            self.configure()
+
+    # -- databases ----------------------------------------------------------------------------------------------------
+
+    def configure(self, mapping: Mapping[str, Any] | None = None) -> None:
+        """Read the configuration and install our state in the databases.
+
+        Args:
+            mapping: the framework's config; its ``PEEWEE_…`` keys are ours.
+
+        Raises: `ConfigurationError`; nothing is left half-configured.
+        """
+        given, options = resolve(self._keywords, mapping)
+        databases = self.databases or open_databases(given)
+        ready = {alias: database for alias, database in databases.items() if not _is_late(database)}
+        states = [install(database) for database in ready.values()]
+        for database in ready.values():
+            _check_autoconnect(database, options)
+        self.options, self.databases, self._states = options, databases, states
+        if self._proxy is not None and self._proxy.obj is None:
+            self._proxy.initialize(self.database)
+        if len(ready) == len(databases):
+            self._check_models()
+
+    @property
+    def configured(self) -> bool:
+        """Whether the databases are known."""
+        return bool(self.databases)
+
+    @property
+    def database(self) -> Any:
+        """The default database: the only one, or the one with the alias ``default``, or the first.
+
+        Before the configuration is read it is a proxy, so that models can be bound to it.
+        """
+        if self.databases:
+            return self.databases.get(DEFAULT_ALIAS) or next(iter(self.databases.values()))
+        if self._proxy is None:
+            self._proxy = LateDatabase()
+        return self._proxy
+
+    def get(self, alias: str) -> Any:
+        """Return the database with this alias.
+
+        Raises: `ConfigurationError` naming the aliases there are.
+        """
+        if not self.databases:
+            raise _not_ready()
+        try:
+            return self.databases[alias]
+        except KeyError:
+            raise ConfigurationError(f"No database {alias!r}; there are: {', '.join(self.databases)}.") from None
+
+    @property
+    def states(self) -> list[State]:
+        """The state of each database; a proxy that was initialised since is installed now.
+
+        Raises: `ConfigurationError` before `configure`, or for a proxy that is not initialised yet.
+        """
+        if not self.databases:
+            raise _not_ready()
+        if len(self._states) < len(self.databases):
+            self._states = [install(database) for database in self.databases.values()]
+        return self._states
+
+    def _check_models(self) -> None:
+        ours = [unwrap(database) for database in self.databases.values()]
+        for model in self.options.create_tables:
+            bound = model._meta.database
+            if bound is None or (isinstance(bound, peewee.Proxy) and bound.obj is None) or unwrap(bound) not in ours:
+                name = "no database" if bound is None else display_name(getattr(bound, "obj", bound))
+                raise ConfigurationError(
+                    f"create_tables: the model {model.__name__} is bound to {name}, which this Peewee does not serve. It "
+                    f"serves {', '.join(display_name(database) for database in ours)}."
+                )
+
+    # -- scopes -------------------------------------------------------------------------------------------------------
+
+    def begin(self, label: str, parent: Scope | None = None) -> Scope:
+        """Open a scope for a unit of work and make it current. Every `begin` needs its `end`.
+
+        Args:
+            label: what messages call it, for example ``"request GET /orders"``.
+            parent: the scope of an adapter around this one, as found by its key in the request; never the context's.
+        """
+        states = self.states
+        if parent is not None:
+            states = [state for state in states if state not in parent.frames]
+        scope = Scope(states, label, parent)
+        self.live.add(scope)
+        scope.enter()
+        return scope
+
+    def end(self, scope: Scope) -> None:
+        """Finish a scope and leave it. Idempotent; never raises, never blocks an event loop."""
+        scope.finish()
+        scope.exit()
+        self.live.discard(scope)
+        if not self.live and self._drained is not None:
+            self._drained()
+
+    def policy(self, request: Any, names: Iterable[str]) -> tuple[bool, bool]:
+        """Decide for a request: (connect eagerly?, atomic?).
+
+        Args:
+            request: the framework's request, for predicates.
+            names: what `exclude` patterns are matched against: path, endpoint, route and blueprint names.
+        """
+        options = self.options
+        eager = options.connect == "eager" or (
+            options.connect is None and not all(state.database.autoconnect for state in self._states)
+        )
+        if not eager and options.transaction is False:
+            return False, False
+        if options.exclude and options.excludes(request, names):
+            return False, False
+        return eager, options.is_atomic(request)
+
+    def complete(self, scope: Scope, status: int) -> None:
+        """Commit or roll back an atomic request, and release early: to be called before the first byte of the response.
+
+        Raises: what a COMMIT raised; no byte may have been sent then.
+        """
+        if scope.has_transaction:
+            scope.complete(self._error_for(status))
+        self.release_early(scope)
+
+    async def complete_async(self, scope: Scope, status: int) -> None:
+        """Do what `complete` does without blocking the event loop."""
+        if scope.has_transaction:
+            await scopes.complete(scope, self._error_for(status))
+        self.release_early(scope)
+
+    def release_early(self, scope: Scope) -> None:
+        """Give back what is idle, by option; at the first byte and between the parts of a stream."""
+        if self.options.release == "response_start":
+            scope.release_early()
+
+    def _error_for(self, status: int) -> ErrorStatus | None:
+        return ErrorStatus(str(status)) if self.options.rolls_back(status) else None
+
+    # -- async code -----------------------------------------------------------------------------------------------------
+
+    async def run(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+        """Call sync code on a thread, in the current scope; outside any scope, in one of its own.
+
+        Calls of one scope take turns. The call sees a copy of the caller's context variables.
+
+        Raises: what the function raises; `PoolTimeout` if no place came free in time.
+        """
+        scope = current_scope()
+        if scope is not None and all(state in scope.frames for state in self.states):
+            return await self.runner.run(scope, function, *args, **kwargs)
+        scope = self.begin(f"orm.run({getattr(function, '__qualname__', function)})")
+        try:
+            return await self.runner.run(scope, function, *args, **kwargs)
+        finally:
+            self.end(scope)
+
+    async def connect(self, scope: Scope) -> None:
+        """Connect eagerly without blocking the event loop.
+
+        Raises: `PoolTimeout`, `DatabaseUnavailable` and what connecting raises.
+        """
+        await self.runner.run(scope, scope.connect)
+
+    @property
+    def runner(self) -> Runner:
+        """The threads of `run`."""
+        if self._runner is None:
+            sizes = [getattr(state.database, "_max_connections", None) for state in self.states]
+            waits = [getattr(state.database, "_wait_timeout", None) for state in self.states]
+            threads = self.options.run_threads or max((size for size in sizes if size), default=DEFAULT_RUN_THREADS)
+            timeout = self.options.run_timeout or max((wait for wait in waits if wait), default=DEFAULT_RUN_TIMEOUT)
+            self._runner = Runner(threads, None if timeout == float("inf") else timeout)
+        return self._runner
+
+    # -- start and end --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Check that the databases answer and create tables, by option. Blocks; `start_async` does not.
+
+        Raises: `DatabaseUnavailable` with ``check="fail"``; `ConfigurationError`.
+        """
+        states = self.states
+        self._check_models()
+        for state in states:
+            database = state.database
+            if database.deferred:
+                raise ConfigurationError(
+                    f"{display_name(database)}: the database is deferred. Call `db.init(...)` before the application starts."
+                )
+        for alias, database in self.databases.items():
+            self._check(alias, unwrap(database))
+        if not self._started:
+            self._started = True
+            for state in states:
+                state.users += 1
+
+    def _check(self, alias: str, database: Any) -> None:
+        models = [model for model in self.options.create_tables if unwrap(model._meta.database) is database]
+        if self.options.check == "off" and not models:
+            return
+        try:
+            with connection_scope(database, label="the start of the application"):
+                database.connect()
+                database.create_tables(models)
+        except peewee.OperationalError as error:
+            message = (
+                f"Database {alias!r}, {display_name(database)}, cannot be reached at start: {error}. Start it, correct its "
+                "address, or pass check='warn' to start without it."
+            )
+            if self.options.check == "fail":
+                raise DatabaseUnavailable(message) from error
+            logger.warning("%s", message)
+
+    def stop(self) -> None:
+        """Wait for the units of work in flight, then close the pools. Blocks for `close_timeout` seconds at most."""
+        drained = threading.Event()
+        self._drained = drained.set
+        try:
+            if self.live:
+                drained.wait(self.options.close_timeout)
+        finally:
+            self._drained = None
+        self._close_pools()
+
+    async def start_async(self) -> None:
+        """Do what `start` does from an event loop, without blocking it."""
+        await asyncio.wrap_future(background.submit(self.start))
+
+    async def stop_async(self) -> None:
+        """Do what `stop` does from an event loop, without blocking it."""
+        drained = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._drained = functools.partial(loop.call_soon_threadsafe, drained.set)
+        try:
+            if self.live:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.options.close_timeout):
+                        await drained.wait()
+        finally:
+            self._drained = None
+        await asyncio.wrap_future(background.submit(self._close_pools))
+
+    def _close_pools(self) -> None:
+        if self.live:
+            logger.warning(
+                "%d units of work were still running when the application stopped: %s",
+                len(self.live),
+                ", ".join(sorted(scope.label for scope in list(self.live))[:10]),
+            )
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+        if not self._started:
+            return
+        self._started = False
+        for state in self.states:
+            state.users -= 1
+            if state.users == 0:  # another application of this process may use the same database
+                _close_pool(state.database)
+
+
+def _close_pool(database: Any) -> None:
+    pool = getattr(database, "pool", None)
+    if pool is not None:
+        pool.close()
+    elif isinstance(database, PlayhousePooledDatabase):
+        database.close_idle()
+
+
+def _is_late(database: Any) -> bool:
+    return isinstance(database, peewee.Proxy) and database.obj is None
+
+
+def _check_autoconnect(database: Any, options: Options) -> None:
+    database = unwrap(database)
+    if options.connect == "lazy" and not database.autoconnect:
+        raise ConfigurationError(
+            f"connect='lazy' and autoconnect=False of {display_name(database)} contradict each other: nothing would ever "
+            "connect. Use connect='eager', or remove autoconnect=False."
+        )
