@@ -33,10 +33,13 @@ class ServerProcess:
 
     Args:
         command: gives the command line for a port.
-        env: what to add to the environment; the repository's root is on PYTHONPATH. ready: the path to GET
-        until a response comes, any status; None waits for a TCP connect only, so that the application sees
-        no request but the test's own. exits: the exit codes that are well on SIGTERM. start: seconds until
-        it must be ready. end: seconds from SIGTERM until the process and its workers must have ended.
+        env: what to add to the environment; the repository's root is on PYTHONPATH.
+        ready: the path to GET until a response comes, any status; None waits for a TCP connect only, so that the
+            application sees no request but the test's own.
+        announce: texts and how often the output must hold each first, for servers that listen before they are up.
+        exits: the exit codes that are well on SIGTERM.
+        start: seconds until it must be ready.
+        end: seconds from SIGTERM until the process and its workers must have ended.
 
     The port stays reserved until exit: `stop()` and `start()` give the same URL.
     """
@@ -47,7 +50,7 @@ class ServerProcess:
         *,
         env: Mapping[str, str] | None = None,
         ready: str | None = None,
-        announce: tuple[str, int] | None = None,
+        announce: Mapping[str, int] | None = None,
         exits: Sequence[int] = (0, -signal.SIGTERM),
         start: float = 30.0,
         end: float = 15.0,
@@ -55,7 +58,7 @@ class ServerProcess:
         self.command = command
         self.env = dict(env or {})
         self.ready = ready
-        self.announce = announce
+        self.announce = dict(announce or {})
         self.exits = exits
         self.start_seconds = start
         self.end_seconds = end
@@ -121,7 +124,8 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start the process and wait until it is ready."""
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **self.env}
+        ours = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, **ours, **self.env}
         self._seen = len(self.output)
         self._process = subprocess.Popen(
             list(self.command(self.port)),
@@ -154,6 +158,7 @@ class ServerProcess:
                     raise ServerError(f"workers {left} outlive their parent.{self._tail()}")
                 time.sleep(0.01)
         except subprocess.TimeoutExpired:
+            self._dump_stacks()
             raise ServerError(f"still running after {seconds} s.{self._tail()}") from None
         finally:
             self.kill()
@@ -191,9 +196,9 @@ class ServerProcess:
             time.sleep(0.01)
 
     def _answers(self, left: float) -> bool:
-        if self.announce is not None:
-            text, count = self.announce
-            if self.output[self._seen :].count(text) < count:
+        if self.announce:
+            output = self.output[self._seen :]
+            if any(output.count(text) < count for text, count in self.announce.items()):
                 return False
         if self.ready is None:
             return accepts(self.port)
@@ -203,6 +208,14 @@ class ServerProcess:
         except (OSError, ValueError):
             return False
         return True
+
+    def _dump_stacks(self) -> None:
+        """Let the processes write where their threads are (faulthandler does, on SIGABRT), which ends them."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(2)
 
     def _tail(self) -> str:
         return f"\n--- output of {' '.join(self.command(self.port))}\n{self.output[-6000:]}"

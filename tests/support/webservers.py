@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tests.support.ports import HOST
 from tests.support.process import ServerProcess, python
+from tests.support.run_sanic import MANAGER_READY
 
 
 def werkzeug(target: str, *, factory: bool = False, **process: Any) -> ServerProcess:
@@ -43,7 +44,7 @@ def gunicorn(
             settings.append("--preload")
         return python("gunicorn", *settings, *options, target + "()" * factory)
 
-    return ServerProcess(command, **{"ready": "/", "announce": ("Booting worker with pid", workers), **process})
+    return ServerProcess(command, **{"ready": "/", "announce": {"Booting worker with pid": workers}, **process})
 
 
 def uvicorn(
@@ -63,7 +64,7 @@ def uvicorn(
         settings += ["--workers", str(workers)] * (workers > 1) + ["--factory"] * factory
         return python("uvicorn", *settings, *options, target)
 
-    several = {"ready": "/", "announce": ("Started server process [", workers)} if workers > 1 else {}
+    several = {"ready": "/", "announce": {"Started server process [": workers}} if workers > 1 else {}
     return ServerProcess(command, **several | process)
 
 
@@ -78,17 +79,17 @@ def sanic(
 ) -> ServerProcess:
     """Sanic's own server: a manager and worker processes, or one process only.
 
-    It loses a SIGTERM that comes between its listen and its main loop (25.12), and its manager waits for
-    ever for a worker that got one while it started, hence the wait for the line that each worker writes
-    last.
+    A worker loses a SIGTERM that comes between its listen and its main loop, and the manager one that comes before
+    it knows of all workers (25.12): hence the wait for the lines that they write last.
     """
+    announce = {"Worker ready [": workers} | ({} if single_process else {MANAGER_READY: 1})
 
     def command(port: int) -> list[str]:
         settings = ["--host", HOST, "--port", str(port), "--no-motd", "--no-access-logs"]
         settings += ["--single-process"] if single_process else ["--workers", str(workers)]
-        return python("sanic", target, *settings, *["--factory"] * factory, *options)
+        return python("tests.support.run_sanic", target, *settings, *["--factory"] * factory, *options)
 
-    return ServerProcess(command, **{"announce": ("Worker ready [", workers), **process})
+    return ServerProcess(command, **{"announce": announce, **process})
 
 
 def hypercorn(
