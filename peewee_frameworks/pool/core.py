@@ -1,0 +1,665 @@
+"""The engine of the pool: who holds what, who waits, and what has to be done next.
+
+It knows no driver and no Peewee, and does no I/O: work such as "connect" or "close" leaves it as a `Job`, for
+others to run, and comes back as `connected`, `connect_failed`, `checked` or `closed`.
+
+Three rules carry everything:
+
+* **The fast path takes no lock.** A checkout pops from ``idle``; a checkin appends to ``idle`` and then looks at
+  ``waiters``. Whoever wants to wait appends itself to ``waiters`` and then looks at ``idle``. Whichever of the two
+  comes second sees the other, and pairs them under the one lock.
+* **Nobody blocks on the lock while giving something back.** A checkin may run in a finaliser or a signal handler,
+  which may have interrupted the very code that holds the lock. It puts its message into ``inbox`` and tries the lock;
+  if that is taken, the holder looks again after letting go (`settle`).
+* **A hand-off has two phases.** The engine writes ``granted[waiter] = entry``; the waiter takes it by popping. The
+  pop is the only arbiter: a grant nobody takes (cancelled, timed out, loop closed) is popped by someone else and goes
+  to the next in the queue. ``held`` works likewise, so a double return finds nothing to pop.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .options import PoolOptions
+    from .waiters import Waiter
+
+__all__ = ["CHECK", "CLEAN", "CLOSE", "CONNECT", "OPEN", "Engine", "Entry", "Job", "snapshot"]
+
+CONNECT, CHECK, CLEAN, CLOSE = "connect", "check", "clean", "close"
+OPEN, CONNECTING, CHECKING, CLOSING, GONE = "open", "connecting", "checking", "closing", "gone"
+
+FOLD_AT = 512  # samples of use time that may pile up before somebody sorts them into the histogram
+BACKOFF_MIN, BACKOFF_MAX = 0.05, 5.0  # seconds
+
+
+class Entry:
+    """One slot of the pool, from before its connection exists until after it is closed."""
+
+    __slots__ = (
+        "conn",
+        "created",
+        "expires",
+        "generation",
+        "id",
+        "leaked",
+        "probe",
+        "reason",
+        "renew_at",
+        "since",
+        "stack",
+        "state",
+        "thread",
+    )
+
+    def __init__(self, number: int, generation: int, now: float) -> None:
+        self.id = number
+        self.generation = generation
+        self.created = self.since = now  # ``since``: start of whatever it is doing now
+        self.expires = self.renew_at = float("inf")
+        self.state = CONNECTING
+        self.conn: Any = None
+        self.probe: Callable[[int], Any] | None = None
+        self.thread = 0
+        self.reason: str | None = None
+        self.stack: Any = None
+        self.leaked = False
+
+
+class Job(NamedTuple):
+    """Work with I/O for somebody outside: ``kind`` is CONNECT, CHECK (ping), CLEAN (roll back) or CLOSE."""
+
+    kind: str
+    entry: Entry
+
+
+def snapshot(collection: Iterable[Any]) -> tuple[Any, ...]:
+    """Copy a container that others change without a lock; a finaliser that runs amid the copy makes it start over."""
+    while True:
+        try:
+            return tuple(collection)
+        except RuntimeError:
+            continue
+
+
+class Engine:
+    """Slots, queue and hand-off. ``dispatch`` receives jobs, outside the lock, in any thread.
+
+    Args:
+        options: sizes, times and policies.
+        dispatch: called with the jobs to run.
+        revisit: called with a monotonic time at which `tick` should be called although nothing happened.
+        make_lock: creates the one lock; looked up by the caller on ``threading`` when the pool opens.
+        condition: given a connection, falsy when it can be reused as it is.
+        verdict: given a connection whose probe saw something, CLOSE or CHECK.
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        options: PoolOptions,
+        *,
+        dispatch: Callable[[list[Job]], None],
+        revisit: Callable[[float], None],
+        make_lock: Callable[[], Any],
+        condition: Callable[[Any], Any] = lambda conn: None,
+        verdict: Callable[[Any], str] = lambda conn: CLOSE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lock = make_lock()
+        self._dispatch = dispatch
+        self._revisit = revisit
+        self.condition = condition
+        self.verdict = verdict
+        self._clock = clock
+        self.generation = 0
+        self.generation_reason = ""
+        self.idle: deque[Entry] = deque()
+        self.held: dict[int, Entry] = {}  # by id(); safe, because the entry keeps the object alive
+        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self.granted: dict[Waiter, Entry] = {}
+        self.inbox: deque[tuple[str, Any, str]] = deque()
+        self.entries: dict[int, Entry] = {}
+        self.connecting: dict[int, Entry] = {}
+        self.checking: dict[int, Entry] = {}
+        self.closing: dict[int, Entry] = {}
+        self.samples: deque[float] = deque()
+        self.crowded = False  # more connections than the maximum, after a resize
+        self.shut = False  # suspended or closed: nothing is handed out
+        self.closed = False
+        self.refill = 0  # connects that are wanted although nobody waits: replacements
+        self.replacing: deque[Entry] = deque()  # who goes when such a connect has succeeded
+        self.failures = 0
+        self.failing_since = self.failed_at = 0.0
+        self.retry_at = 0.0
+        self.last_error: BaseException | None = None
+        self.connect_estimate = 0.0
+        self.use_estimate = 0.0
+        self.on_samples: Callable[[list[float]], None] | None = None
+        self._revisit_wanted = 0.0
+        self._serial = 0
+        self._needs_ping = True
+        self.configure(options)
+
+    def configure(self, options: PoolOptions) -> None:
+        """Take over new sizes and times."""
+        self.options = options
+        self.max = options.max_connections or float("inf")
+        never = options.ping_after is None or not self._needs_ping
+        self._ping_after = float("inf") if never else options.ping_after
+        self._pop = self.idle.pop if options.lifo else self.idle.popleft
+
+    def adapt(self, condition: Callable[[Any], Any], verdict: Callable[[Any], str], *, needs_ping: bool) -> None:
+        """Take over a driver's judgements; known with its first connection."""
+        self.condition, self.verdict, self._needs_ping = condition, verdict, needs_ping
+        self.configure(self.options)
+
+    # -- the fast path ------------------------------------------------------------------------------------------
+
+    def checkout(self) -> Any:
+        """Take an idle connection. Never waits, never locks.
+
+        Returns:
+            The connection, or ``None`` when the caller would have to queue.
+        """
+        if self.waiters or self.shut:  # a newcomer never overtakes
+            return None
+        while True:
+            try:
+                entry = self._pop()
+            except IndexError:
+                return None
+            now = self._clock()
+            probe = entry.probe
+            if (
+                entry.generation == self.generation
+                and now < entry.expires
+                and now - entry.since < self._ping_after
+                and (probe is None or not probe(0))
+            ):
+                conn = entry.conn
+                entry.since = now
+                self.held[id(conn)] = entry
+                return conn
+            if self._refuse(entry, now) is not CLOSE:
+                return None  # one is being pinged for this caller; do not send all the others after it
+
+    def checkin(self, conn: Any) -> Entry | None:
+        """Give a connection back. Never waits, never does I/O; safe in a finaliser.
+
+        Returns:
+            The entry, or ``None`` when this connection is not in use here (a double return, or not ours).
+        """
+        entry = self.held.pop(id(conn), None)
+        if entry is None:
+            return None
+        now = self._clock()
+        self.samples.append(now - entry.since)
+        try:
+            state = self.condition(conn)
+        except Exception as error:  # noqa: BLE001 - whatever a driver does here, the slot must not be lost
+            state = f"unusable: {type(error).__name__}"
+        if (
+            state
+            or self.crowded
+            or now >= entry.expires
+            or entry.generation != self.generation
+            or len(self.samples) > FOLD_AT
+        ):
+            self._checkin_slow(entry, state, now)
+        else:
+            entry.since = now
+            self.idle.append(entry)
+            if self.waiters or self.shut:
+                self.settle()
+        return entry
+
+    # -- the slow path ------------------------------------------------------------------------------------------
+
+    def _refuse(self, entry: Entry, now: float) -> str:
+        """Send an idle entry that cannot be handed out as it is to be closed or pinged."""
+        if entry.generation != self.generation:
+            kind, reason = CLOSE, self.generation_reason
+        elif now >= entry.expires:
+            kind, reason = CLOSE, "expired"
+        elif now - entry.since >= self._ping_after:
+            kind, reason = CHECK, "idle for long"
+        else:
+            kind, reason = self.verdict(entry.conn), "closed by the server"
+        self.post(kind, entry, reason)
+        return kind
+
+    def _checkin_slow(self, entry: Entry, state: Any, now: float) -> None:
+        if len(self.samples) > FOLD_AT:
+            self.fold()
+        if entry.generation != self.generation:
+            self.post(CLOSE, entry, entry.reason or self.generation_reason)
+        elif now >= entry.expires:
+            self.post(CLOSE, entry, entry.reason or "expired")
+        elif state == CLEAN:
+            self.post(CLEAN, entry, "a transaction was left open")
+        elif state:
+            self.post(CLOSE, entry, str(state))
+        elif self.crowded:
+            self.post(CLOSE, entry, "the pool was made smaller")
+        else:
+            entry.since = now
+            self.idle.append(entry)
+            self.settle()
+
+    def post(self, kind: str, subject: Any, reason: str = "") -> None:
+        """Leave a message for whoever holds the lock next, and try to be that one."""
+        self.inbox.append((kind, subject, reason))
+        self.settle()
+
+    def settle(self) -> None:
+        """Pair and process what there is. Never blocks: a holder of the lock looks again after letting go."""
+        while (self.inbox or (self.idle and (self.closed if self.shut else self.waiters))) and self._lock.acquire(
+            blocking=False
+        ):
+            wake: list[Waiter] = []
+            jobs: list[Job] = []
+            try:
+                self._advance(wake, jobs)
+            finally:
+                self._lock.release()
+            self._after(wake, jobs)
+
+    def locked(self, change: Callable[[list[Waiter], list[Job]], Any]) -> Any:
+        """Run ``change(wake, jobs)`` under the lock, then everything that follows from it."""
+        wake: list[Waiter] = []
+        jobs: list[Job] = []
+        with self._lock:
+            try:
+                return_value = change(wake, jobs)
+            finally:
+                self._advance(wake, jobs)
+        self._after(wake, jobs)
+        self.settle()
+        return return_value
+
+    def _advance(self, wake: list[Waiter], jobs: list[Job]) -> None:
+        """Process messages, pair idle connections with waiters, plan connects. The caller holds the lock."""
+        while self.inbox:
+            kind, subject, reason = self.inbox.popleft()
+            self._message(kind, subject, reason, jobs)
+        while self.idle and (self.closed if self.shut else self.waiters):
+            try:
+                entry = self._pop()
+            except IndexError:  # a newcomer who had looked before the queue formed
+                break
+            if self.closed:
+                self.retire(entry, "the pool is closed", jobs)
+                continue
+            waiter = next(iter(self.waiters))
+            self.granted[waiter] = entry
+            del self.waiters[waiter]
+            wake.append(waiter)
+        self._plan(jobs)
+        self.crowded = len(self.entries) - len(self.closing) > self.max
+
+    def _message(self, kind: str, subject: Any, reason: str, jobs: list[Job]) -> None:
+        if kind == CLOSE:
+            self.retire(subject, reason, jobs)
+        elif kind in (CHECK, CLEAN):
+            subject.state, subject.since, subject.reason = CHECKING, self._clock(), reason
+            self.checking[subject.id] = subject
+            jobs.append(Job(kind, subject))
+        else:  # a coroutine was collected while it queued
+            self._withdraw(subject)
+
+    def retire(self, entry: Entry, reason: str, jobs: list[Job]) -> None:
+        """Send an entry to be closed. The caller holds the lock."""
+        if entry.state in (CLOSING, GONE):
+            return
+        self.checking.pop(entry.id, None)
+        entry.state, entry.since, entry.reason = CLOSING, self._clock(), reason
+        self.closing[entry.id] = entry
+        jobs.append(Job(CLOSE, entry))
+
+    def _after(self, wake: list[Waiter], jobs: list[Job]) -> None:
+        """Wake and dispatch, outside the lock."""
+        for waiter in wake:
+            try:
+                waiter.wake()
+            except RuntimeError:  # its loop is closed: the grant goes to the next one
+                self.post("withdraw", waiter)
+        if jobs:
+            self._dispatch(jobs)
+        if self._revisit_wanted:
+            at, self._revisit_wanted = self._revisit_wanted, 0.0
+            self._revisit(at)
+
+    def wake(self, waiter: Waiter) -> None:
+        """Wake a waiter once more, in case an interrupt swallowed its wake-up."""
+        self._after([waiter], [])
+
+    # -- waiting ------------------------------------------------------------------------------------------------
+
+    def enqueue(self, waiter: Waiter, *, front: bool = False) -> str | None:
+        """Put a waiter into the queue; ``front`` for one that was granted a connection which turned out dead.
+
+        Returns:
+            ``None`` when it is queued, else why not: "closed", "full" (the queue is bounded) or "nowait" (it may not
+            wait and nothing is on its way).
+        """
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> str | None:
+            if self.closed:
+                return "closed"
+            if not front:
+                # Whoever may be served at once is no burden on the queue.
+                crowd = len(self.waiters) - (0 if self.shut else self._hope())
+                if self.options.max_waiting is not None and crowd >= self.options.max_waiting:
+                    return "full"
+                if waiter.nowait and crowd >= 0:
+                    return "nowait"
+            self.waiters[waiter] = None
+            if front:
+                self.waiters.move_to_end(waiter, last=False)
+            if self._clock() - self.failed_at > BACKOFF_MIN:
+                self.retry_at = 0.0  # a newcomer is reason enough to try at once
+            return None
+
+        refusal: str | None = self.locked(change)
+        return refusal
+
+    def _hope(self) -> float:
+        """How many connections may come without anyone giving one back."""
+        coming = len(self.connecting) + len(self.checking) + len(self.closing) + len(self.idle)
+        return coming + self.max - len(self.entries)
+
+    def accept(self, waiter: Waiter) -> Any:
+        """Take what was granted to a woken waiter.
+
+        Returns:
+            The connection; ``None`` when nothing was granted, or what was granted died meanwhile.
+        """
+        entry = self.granted.pop(waiter, None)
+        if entry is None:
+            return None
+        now = self._clock()
+        probe = entry.probe
+        if entry.generation == self.generation and now < entry.expires and not (probe is not None and probe(0)):
+            conn = entry.conn
+            entry.since = now
+            self.held[id(conn)] = entry
+            return conn
+        self._refuse(entry, now)
+        return None
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """Leave the queue; a grant that was not taken goes to the next."""
+        self.locked(lambda wake, jobs: self._withdraw(waiter))
+
+    def _withdraw(self, waiter: Waiter) -> None:
+        self.waiters.pop(waiter, None)
+        entry = self.granted.pop(waiter, None)
+        if entry is not None:
+            self.idle.append(entry)
+
+    def leave(self, waiter: Waiter) -> bool:
+        """Leave the queue because time is up.
+
+        Returns:
+            False when it was served at the last moment after all: look again.
+        """
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> bool:
+            if waiter in self.waiters:
+                del self.waiters[waiter]
+                return True
+            return False
+
+        return bool(self.locked(change))
+
+    def waiting(self, waiter: Waiter) -> bool:
+        """Say whether this waiter is still queued or has a grant to take."""
+        return waiter in self.waiters or waiter in self.granted
+
+    def fail_waiters(self, make_error: Callable[[], BaseException]) -> None:
+        """Turn away everybody who waits."""
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+            while self.waiters:
+                waiter, _ = self.waiters.popitem(last=False)
+                waiter.error = make_error()
+                wake.append(waiter)
+
+        self.locked(change)
+
+    # -- planning connects --------------------------------------------------------------------------------------
+
+    def _plan(self, jobs: list[Job]) -> None:
+        """Start as many connects as are needed now. The caller holds the lock."""
+        if self.closed:
+            return
+        room = min(self.max - len(self.entries), self.options.max_connecting - len(self.connecting))
+        if room <= 0:
+            return
+        now = self._clock()
+        wanted = self._wanted(now)
+        for _ in range(math.ceil(min(wanted, room))):
+            jobs.append(Job(CONNECT, self._new_entry(now)))
+            self.refill -= self.refill > 0
+
+    def _new_entry(self, now: float) -> Entry:
+        self._serial += 1
+        entry = Entry(self._serial, self.generation, now)
+        self.entries[entry.id] = self.connecting[entry.id] = entry
+        return entry
+
+    def _wanted(self, now: float) -> float:
+        options = self.options
+        missing = 0
+        if now >= self.retry_at:
+            missing = max(self.refill, options.min_connections - (len(self.entries) - len(self.closing)))
+        queue = 0 if self.shut else len(self.waiters)
+        if not queue:
+            return max(missing, 0)
+        # A connect that takes far longer than usual hangs; it must not stand in the way of a fresh one.
+        patience = max(1.0, 4 * self.connect_estimate)
+        fresh = sum(now - entry.created < patience for entry in self.connecting.values())
+        short = queue - fresh - len(self.checking)
+        if short <= 0:
+            if self.connecting:
+                self._revisit_wanted = now + patience
+            return max(missing, 0)
+        if self.held or self.granted:
+            if now < self.retry_at:  # connecting fails, but there is something to wait for
+                self._revisit_wanted = self.retry_at
+                return 0
+            # What is in use comes back: count how often within one connect time, going by how long a use takes on
+            # average, or how long this one has already taken. One connect is started in any case, so that a lasting
+            # queue makes the pool grow.
+            self.fold()
+            cost = self.connect_estimate
+            uses = (max(self.use_estimate, now - entry.since, 1e-6) for entry in snapshot(self.held.values()))
+            supply = sum(cost / use for use in uses)
+            self._revisit_wanted = now + min(max(cost / 4, 0.002), 0.25)
+            return max(short - supply, 0 if fresh else 1, missing)
+        if options.on_connect_error == "retry" and now < self.retry_at:
+            self._revisit_wanted = self.retry_at
+            return 0
+        return max(short, missing)
+
+    def tick(self) -> None:
+        """Plan again, because time has passed."""
+        self.locked(lambda wake, jobs: None)
+
+    # -- what the workers report --------------------------------------------------------------------------------
+
+    def connected(self, entry: Entry, conn: Any, probe: Callable[[int], Any] | None) -> bool:
+        """Take a new connection into the pool.
+
+        Returns:
+            False when nobody wants it any more (the connect was given up or the pool reset): the caller closes it.
+        """
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> bool:
+            if self.entries.get(entry.id) is not entry:
+                return False
+            del self.connecting[entry.id]
+            now = self._clock()
+            took = now - entry.since
+            self.connect_estimate += (took - self.connect_estimate) * (0.3 if self.connect_estimate else 1.0)
+            self.failures, self.failing_since, self.retry_at, self.last_error = 0, 0.0, 0.0, None
+            entry.conn, entry.probe, entry.state = conn, probe, OPEN
+            entry.created = entry.since = now
+            lifetime = self.options.stale_timeout
+            if lifetime:
+                # Renewed somewhere between 70 and 90 % of its life, so that what was opened together never expires
+                # together.
+                entry.expires = now + lifetime
+                entry.renew_at = now + lifetime * random.uniform(0.7, 0.9)  # noqa: S311 - no cryptography
+            if entry.generation != self.generation or self.closed:
+                self.retire(entry, "opened before: " + (self.generation_reason or "the pool is closed"), jobs)
+            else:
+                self.idle.append(entry)
+                self._replace(now, jobs)
+            return True
+
+        return bool(self.locked(change))
+
+    def _replace(self, now: float, jobs: list[Job]) -> None:
+        """Let the one go for which a replacement has come."""
+        if not self.replacing:
+            return
+        old = self.replacing.popleft()
+        if old.state is not OPEN:
+            return
+        try:
+            self.idle.remove(old)
+        except ValueError:  # in use: when it comes back
+            old.expires, old.reason = now, "renewed"
+        else:
+            self.retire(old, "renewed", jobs)
+
+    def connect_failed(self, entry: Entry, error: BaseException) -> float:
+        """Free the slot of a failed connect and decide who hears of it.
+
+        Returns:
+            The seconds for which this chain of failures has lasted.
+        """
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> float:
+            if self.entries.get(entry.id) is not entry:
+                return 0.0
+            self._drop(entry)
+            now = self._clock()
+            self.last_error = error
+            self.failures += 1
+            self.failed_at = now
+            self.failing_since = self.failing_since or now
+            ceiling = min(BACKOFF_MAX, BACKOFF_MIN * 2 ** min(self.failures, 10))
+            self.retry_at = now + random.uniform(BACKOFF_MIN, ceiling)  # noqa: S311 - no cryptography
+            self._revisit_wanted = self.retry_at
+            waiter = next(iter(self.waiters), None)
+            # With connections in use the head of the queue is better off waiting for one of them, unless it never
+            # meant to wait.
+            if waiter is not None and (
+                waiter.nowait
+                or (self.options.on_connect_error == "raise" and not (self.held or self.granted or self.checking))
+            ):
+                del self.waiters[waiter]
+                waiter.error = error
+                wake.append(waiter)
+            return now - self.failing_since
+
+        return float(self.locked(change))
+
+    def checked(self, entry: Entry, failure: str | None) -> None:
+        """Put a pinged or cleaned entry back into use, or close it because of ``failure``."""
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+            if self.checking.pop(entry.id, None) is not entry:
+                return  # given up meanwhile
+            now = self._clock()
+            if failure is not None:
+                self.retire(entry, failure, jobs)
+            elif entry.generation != self.generation:
+                self.retire(entry, self.generation_reason, jobs)
+            elif self.closed or now >= entry.expires or len(self.entries) > self.max:
+                self.retire(entry, "expired" if now >= entry.expires else "the pool is closed or smaller", jobs)
+            else:
+                entry.state, entry.since, entry.reason = OPEN, now, None
+                self.idle.append(entry)
+
+        self.locked(change)
+
+    def closed_entry(self, entry: Entry) -> None:
+        """Free the slot of a closed connection."""
+        self.locked(lambda wake, jobs: self._drop(entry))
+
+    def _drop(self, entry: Entry) -> None:
+        entry.state = GONE
+        entry.probe = None
+        if self.entries.get(entry.id) is entry:
+            del self.entries[entry.id]
+        for group in (self.connecting, self.checking, self.closing):
+            if group.get(entry.id) is entry:
+                del group[entry.id]
+
+    # -- sending away -------------------------------------------------------------------------------------------
+
+    def discard(self, conn: Any, reason: str) -> bool:
+        """Take a connection back only to close it; as safe as `checkin`. Says whether it was in use."""
+        entry = self.held.pop(id(conn), None)
+        if entry is None:
+            return False
+        self.samples.append(self._clock() - entry.since)
+        self.post(CLOSE, entry, reason)
+        return True
+
+    def retire_one(self, entry: Entry, reason: str) -> list[Job]:
+        """Send one entry, which the caller has taken out of ``held``, to be closed; return the jobs for that."""
+        mine: list[Job] = []
+        self.locked(lambda wake, jobs: self.retire(entry, reason, mine))
+        return mine
+
+    def retire_idle(self, reason: str) -> list[Job]:
+        """Send all idle entries to be closed; return the jobs for that."""
+        mine: list[Job] = []
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+            while self.idle:
+                try:
+                    self.retire(self._pop(), reason, mine)
+                except IndexError:  # a checkout was faster
+                    break
+
+        self.locked(change)
+        return mine
+
+    def invalidate(self, reason: str) -> list[Job]:
+        """Make everything opened so far invalid; return the jobs that close what is idle."""
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+            self.generation += 1
+            self.generation_reason = reason
+
+        self.locked(change)
+        return self.retire_idle(reason)
+
+    # -- samples ------------------------------------------------------------------------------------------------
+
+    def fold(self) -> None:
+        """Sort the piled-up use times away. Lock-free: every sample is popped by exactly one caller."""
+        batch: list[float] = []
+        try:
+            while len(batch) <= FOLD_AT:
+                batch.append(self.samples.popleft())
+        except IndexError:
+            pass
+        if batch:
+            recent = batch[-8:]
+            mean = sum(recent) / len(recent)
+            self.use_estimate += (mean - self.use_estimate) * (0.3 if self.use_estimate else 1.0)
+            if self.on_samples is not None:
+                self.on_samples(batch)

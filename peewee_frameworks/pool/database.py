@@ -1,0 +1,329 @@
+"""Peewee's databases on our pool: what ``playhouse.pool`` offers, under the same names and with the same arguments."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import peewee
+import playhouse.pool as playhouse_pool
+
+from peewee_frameworks.errors import ConfigurationError
+
+from .drivers import pymysql_connection_class
+from .options import OPTION_NAMES, PoolOptions
+from .pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["PooledDatabase", "PooledMySQLDatabase", "PooledPostgresqlDatabase", "PooledSqliteDatabase"]
+
+# ``connect_timeout`` is a driver's argument too: it goes there, and the pool follows it.
+_OWN_OPTIONS = OPTION_NAMES - {"max_connections", "stale_timeout", "timeout", "connect_timeout"}
+_LIVE = frozenset({"password", "passwd", "user", "host", "port", "dsn", "conninfo"})
+
+
+class PooledDatabase(playhouse_pool.PooledDatabase):
+    """A mixin that gives any Peewee database class our pool; put it before the database class.
+
+    ``class PooledThing(PooledDatabase, ThingDatabase): pass``
+
+    Args:
+        database: as for the database class; ``None`` defers to `init`.
+        max_connections: most connections open at once; ``None`` or 0: no limit.
+        stale_timeout: seconds since connect after which a connection is not used again.
+        timeout: seconds that a checkout waits when all are in use; 0: for ever, ``None``: not at all.
+        kwargs: further `PoolOptions`, and whatever the database class takes.
+
+    Raises:
+        ConfigurationError: options are out of range, or contradict.
+    """
+
+    def __init__(
+        self,
+        database: Any,
+        max_connections: Any = 20,
+        stale_timeout: Any = None,
+        timeout: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        options = {name: kwargs.pop(name) for name in _OWN_OPTIONS & kwargs.keys()}
+        options.update(max_connections=max_connections, stale_timeout=stale_timeout, timeout=timeout)
+        self._pool_database: Any = None
+        self._pool = Pool(
+            self._open_connection, self._pool_options(PoolOptions(), options), prepare=self._prepare_connection
+        )
+        # Not playhouse's own __init__: it would make locks now, perhaps before a monkey patch.
+        super(playhouse_pool.PooledDatabase, self).__init__(database, **kwargs)
+
+    @property
+    def pool(self) -> Pool:
+        """The pool: ``acquire``, ``acquire_async``, ``release``, ``stats``, ``suspend``, ``resize`` and so on."""
+        return self._pool
+
+    def init(
+        self, database: Any, max_connections: Any = None, stale_timeout: Any = None, timeout: Any = None, **kwargs: Any
+    ) -> None:
+        """Set what was deferred, or change it; connections opened with other settings are not used again."""
+        options = {name: kwargs.pop(name) for name in _OWN_OPTIONS & kwargs.keys()}
+        given = {"max_connections": max_connections, "stale_timeout": stale_timeout, "timeout": timeout}
+        options.update({name: value for name, value in given.items() if value is not None})
+        super(playhouse_pool.PooledDatabase, self).init(database, **kwargs)
+        if any(callable(self.connect_params.get(name)) for name in _LIVE):
+            self.connect_params = _LiveParams(self.connect_params)
+        if isinstance(seconds := self.connect_params.get("connect_timeout"), int | float) and seconds > 0:
+            options["connect_timeout"] = seconds + 0.5  # the driver's own error says more: let it come first
+        if self._pool.options.pool_name is None and database and "pool_name" not in options:
+            options["pool_name"] = _display_name(database)
+        self._configure_pool(options)
+        was, self._pool_database = self._pool_database, (database, dict(self.connect_params))
+        if was is not None and was != self._pool_database:
+            self._pool.invalidate_all("init() changed the database")
+
+    def _configure_pool(self, options: Mapping[str, Any]) -> None:
+        if options:
+            self._pool.configure(self._pool_options(self._pool.options, options))
+
+    @staticmethod
+    def _pool_options(base: PoolOptions, changes: Mapping[str, Any]) -> PoolOptions:
+        """Apply changes, numbers in strings (a URL, an environment) included."""
+        return base.replace(**{name: _number(name, value) for name, value in changes.items()})
+
+    # -- what the pool calls ------------------------------------------------------------------------------------
+
+    def _open_connection(self) -> Any:
+        return super(playhouse_pool.PooledDatabase, self)._connect()
+
+    def _prepare_connection(self, conn: Any) -> None:
+        if self.server_version is None:
+            self._set_server_version(conn)
+        self._initialize_connection(conn)
+
+    # -- what Peewee calls --------------------------------------------------------------------------------------
+
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        """Check a connection out for this thread, greenlet or scope.
+
+        Returns:
+            False if one was open already and ``reuse_if_open`` is set.
+
+        Raises:
+            peewee.OperationalError: one is open already; or no connection could be had, see `Pool.acquire`.
+            peewee.InterfaceError: the database is deferred, call `init` first.
+        """
+        state = self._state
+        if self.deferred:
+            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
+        if not state.closed:
+            if reuse_if_open:
+                return False
+            raise peewee.OperationalError("Connection already opened.")
+        try:
+            conn = self._connect()
+        except Exception:
+            state.reset()
+            with peewee.__exception_wrapper__:
+                raise
+        state.set_connection(conn)
+        return True
+
+    def _connect(self) -> Any:
+        return self._pool.acquire()
+
+    def close(self) -> bool:
+        """Check the connection of this thread, greenlet or scope in; say whether there was one.
+
+        Raises:
+            peewee.OperationalError: a transaction is open.
+            peewee.InterfaceError: the database is deferred.
+        """
+        state = self._state
+        if self.deferred:
+            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
+        if state.closed:
+            state.reset()
+            return False
+        if state.transactions:
+            raise peewee.OperationalError("Attempting to close database while transaction is open.")
+        try:
+            self._close(state.conn)
+        finally:
+            state.reset()
+        return True
+
+    def _close(self, conn: Any, close_conn: bool = False) -> None:
+        if close_conn:
+            self._pool.discard(conn, "closed by request")
+        else:
+            self._pool.release(conn)
+
+    def manual_close(self) -> bool | None:
+        """Close the connection in use here instead of returning it; ``False`` if there is none.
+
+        Raises:
+            peewee.OperationalError: a transaction is open.
+        """
+        if self.is_closed():
+            return False
+        self._pool.doom(self._state.conn, "manual_close()")
+        self.close()
+        return None
+
+    def close_idle(self) -> None:
+        """Close the connections that are not in use."""
+        self._pool.close_idle()
+
+    def close_stale(self, age: float = 600) -> int:
+        """Close connections that were checked out more than ``age`` seconds ago, under their users' hands.
+
+        Returns:
+            How many.
+        """
+        return self._pool.close_held(age, "close_stale()")
+
+    def close_all(self) -> None:
+        """Close all connections, those in use by others included. The pool stays open; for the end see `Pool.close`."""
+        self.close()
+        self._pool.close_idle("close_all()")
+        self._pool.close_held()
+
+    def dispose(self) -> None:
+        """Forget all connections without closing them."""
+        self._state.reset()
+        self._pool.forget()
+
+    # -- noticing a lost server ---------------------------------------------------------------------------------
+
+    def _execute_cursor(self, sql: Any, params: Any, **cursor_options: Any) -> Any:
+        try:
+            return super()._execute_cursor(sql, params, **cursor_options)
+        except Exception as error:
+            self._note_error(error)
+            raise
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._note_error(error)
+            raise
+
+    def begin(self, *args: Any, **kwargs: Any) -> None:
+        """Begin a transaction."""
+        with self._noting():
+            super().begin(*args, **kwargs)
+
+    def commit(self) -> None:
+        """Commit."""
+        with self._noting():
+            super().commit()
+
+    def rollback(self) -> None:
+        """Roll back."""
+        with self._noting():
+            super().rollback()
+
+    def _note_error(self, error: Exception) -> None:
+        state = self._state
+        if not state.closed:
+            self._pool.note_error(state.conn, error)
+
+    # -- what others read from playhouse's pools ----------------------------------------------------------------
+
+    @property
+    def _max_connections(self) -> int | None:
+        return self._pool.options.max_connections
+
+    @property
+    def _stale_timeout(self) -> float | None:
+        return self._pool.options.stale_timeout
+
+    @property
+    def _wait_timeout(self) -> float | None:
+        timeout = self._pool.options.timeout
+        return float("inf") if timeout == 0 else timeout
+
+    @property
+    def _connections(self) -> list[Any]:
+        engine = self._pool.engine
+        return [(entry.created, entry.id, entry.conn) for entry in list(engine.idle)]
+
+    @property
+    def _in_use(self) -> dict[int, Any]:
+        held = self._pool.engine.held.copy()
+        return {
+            key: playhouse_pool.PoolConnection(entry.created, entry.conn, entry.since) for key, entry in held.items()
+        }
+
+
+class _PooledMySQLDatabase(PooledDatabase):
+    def _open_connection(self) -> Any:
+        opener: Any = super(playhouse_pool.PooledDatabase, self)._connect
+        driver: Any = peewee.mysql
+        if opener.__func__ is peewee.MySQLDatabase._connect and getattr(driver, "__name__", "") == "pymysql":
+            connection = pymysql_connection_class()
+            return connection(database=self.database, autocommit=True, **self.connect_params)
+        return opener()
+
+
+class PooledMySQLDatabase(_PooledMySQLDatabase, peewee.MySQLDatabase):
+    """MySQL and MariaDB through PyMySQL or mysqlclient, pooled."""
+
+
+class _PooledPostgresqlDatabase(PooledDatabase):
+    def init(self, database: Any, *args: Any, **kwargs: Any) -> None:
+        """See `PooledDatabase.init`; libpq is told the pool's default ``connect_timeout``, having none of its own."""
+        super().init(database, *args, **kwargs)
+        described = f"{database} {self.connect_params.get('dsn', '')} {self.connect_params.get('conninfo', '')}"
+        if "connect_timeout" not in described:
+            self.connect_params.setdefault("connect_timeout", int(self._pool.options.connect_timeout))
+
+
+class PooledPostgresqlDatabase(_PooledPostgresqlDatabase, peewee.PostgresqlDatabase):
+    """PostgreSQL through psycopg or psycopg2, pooled."""
+
+
+class _PooledSqliteDatabase(PooledDatabase):
+    def init(self, database: Any, *args: Any, **kwargs: Any) -> None:
+        """See `PooledDatabase.init`; a pooled connection moves between threads, and ``:memory:`` is one connection."""
+        if kwargs.setdefault("check_same_thread", False):
+            raise ConfigurationError(
+                "check_same_thread=True binds a connection to one thread, but a pool hands it to others. Remove it."
+            )
+        super().init(database, *args, **kwargs)
+        if database is not None and str(database) in ("", ":memory:"):
+            self._configure_pool({"max_connections": 1})
+
+
+class PooledSqliteDatabase(_PooledSqliteDatabase, peewee.SqliteDatabase):
+    """SQLite, pooled."""
+
+
+class _LiveParams(dict[str, Any]):
+    """Connect arguments of which some are functions, to be asked again at each connect: rotating credentials."""
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return value() if name in _LIVE and callable(value) else value
+
+    def __iter__(self) -> Iterator[str]:  # makes ``**params`` go through __getitem__
+        return iter(list(super().keys()))
+
+
+def _number(name: str, value: Any) -> Any:
+    if not isinstance(value, str) or name in ("pool_name", "on_connect_error"):
+        return value
+    try:
+        return float(value) if "." in value else int(value)
+    except ValueError:
+        raise ConfigurationError(f"{name} must be a number, not {value!r}.") from None
+
+
+def _display_name(database: Any) -> str:
+    """Name a database without the user, password and options that a connection string may hold."""
+    name = str(database)
+    if "://" not in name and "=" not in name:
+        return name
+    return name.partition("?")[0].rpartition("/")[2] if "://" in name else "database"

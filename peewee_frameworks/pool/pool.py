@@ -1,0 +1,733 @@
+"""The pool as its users see it: the engine, plus threads, tasks, drivers, deadlines, statistics and events."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from peewee_frameworks.errors import (
+    ForeignConnection,
+    GeventNotPatched,
+    PoolClosed,
+    PoolConnectTimeout,
+    PoolError,
+    PoolExhausted,
+    PoolTimeout,
+    TooManyWaiters,
+    WouldBlock,
+)
+
+from .core import CHECK, CLEAN, CLOSE, CONNECT, Engine, Entry, Job, snapshot
+from .drivers import Driver, driver_of
+from .events import Events
+from .options import PoolOptions, seconds_to_wait
+from .stats import PoolStats, Recorder
+from .upkeep import Upkeep, reap
+from .waiters import TaskWaiter, ThreadWaiter, Waiter, gevent_hub_unpatched, running_loop
+from .workers import runtime, subjects, watch_forks
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+__all__ = ["Pool"]
+
+logger = logging.getLogger("peewee_frameworks.pool")
+
+_DEFAULT: Any = object()  # "the pool's own timeout", where None means "do not wait"
+
+
+class Pool:
+    """One queue for threads, greenlets and tasks over one set of connections.
+
+    Times are in seconds. A ``timeout`` of 0 waits for ever and ``None`` does not wait, as in ``playhouse.pool``; left
+    out, it is the pool's own.
+
+    Args:
+        connect: opens a connection; runs in a background thread, and what it raises reaches a caller.
+        options: see `PoolOptions`.
+        prepare: runs once for each new connection, after ``connect`` and in the same thread.
+        driver: chooses the adapter for a connection.
+        clock: a monotonic clock; for tests.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        options: PoolOptions | None = None,
+        *,
+        prepare: Callable[[Any], Any] | None = None,
+        driver: Callable[[Any], Driver] = driver_of,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.options = options or PoolOptions()
+        self.events = Events()
+        self._connect = connect
+        self._prepare = prepare
+        self._driver_of = driver
+        self._driver = Driver()
+        self._clock = clock
+        self._recorder = Recorder()
+        self._upkeep = Upkeep()
+        self._engine: Engine | None = None
+        self._watch = False  # somebody wants to know about each checkout and checkin
+        self._suspended_error = False
+        self._emptied: threading.Event | None = None
+        self._seen: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {self._numbers()}>"
+
+    @property
+    def name(self) -> str:
+        """The name in messages and statistics."""
+        return self.options.pool_name or "pool"
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; made with the first use, so that its lock is of the kind ``threading`` has then."""
+        engine = self._engine
+        if engine is None:
+            engine = self.__dict__.setdefault("_made", self._make_engine())
+            self._engine = engine
+            self._watch = self._watching()
+            watch_forks(self)
+            runtime().maintainer.schedule(self, self._clock())
+        return engine
+
+    def _make_engine(self) -> Engine:
+        engine = Engine(
+            self.options,
+            dispatch=self._dispatch,
+            revisit=self._revisit,
+            make_lock=threading.Lock,
+            clock=self._clock,
+        )
+        engine.on_samples = self._recorder.used
+        return engine
+
+    def open(self, *, wait: float | None = None) -> None:
+        """Open the pool, or open it again after `close`; connects ``min_connections`` in the background.
+
+        Args:
+            wait: seconds to wait until ``min_connections`` are there; ``None``: do not wait, errors show later.
+
+        Raises:
+            PoolConnectTimeout: they were not there in time; the last connect error is the ``__cause__``.
+            WouldBlock: ``wait`` was given on the thread of a running event loop.
+        """
+        if wait is not None and running_loop() is not None:
+            raise WouldBlock(
+                f"Pool {self.name!r}: open(wait=…) would block the event loop. Call open() without waiting."
+            )
+        engine = self.engine
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+            engine.closed = engine.shut = False
+            engine.retry_at = 0.0
+
+        engine.locked(change)
+        runtime().maintainer.schedule(self, self._clock())
+        if wait is None:
+            return
+        # Waiting for one's own warm-up is waiting for nothing else: look at short intervals instead of queueing.
+        deadline = self._clock() + wait
+        gate = threading.Event()
+        while len(engine.entries) - len(engine.connecting) < self.options.min_connections:
+            if self._clock() >= deadline:
+                raise PoolConnectTimeout(
+                    f"Pool {self.name!r}: fewer than min_connections after {wait:g} s ({self._numbers()})."
+                ) from engine.last_error
+            gate.wait(0.005)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close for good: refuse who waits, close what is idle, then what comes back, and cut what does not.
+
+        On an event loop, await `aclose` instead.
+
+        Args:
+            timeout: seconds to wait for borrowed connections; ``None``: ``close_timeout``. Then they are cut.
+        """
+        engine = self.engine
+        budget = self.options.close_timeout if timeout is None else timeout
+        deadline = self._clock() + budget
+        emptied = self._emptied = threading.Event()
+        self._shut_down(engine)
+        if running_loop() is None:
+            while engine.entries and (left := deadline - self._clock()) > 0:
+                if not engine.held and not engine.closing and not engine.checking:
+                    break  # only connects are left: they close by themselves when they are done
+                emptied.wait(min(left, 0.05))
+        for entry in self._take_held(lambda entry: True):
+            self._driver.abort(entry.conn)
+            engine.post(CLOSE, entry, "still in use when the pool was closed")
+        self._emptied = None
+
+    def _shut_down(self, engine: Engine) -> None:
+        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+            engine.closed = engine.shut = True
+
+        engine.locked(change)
+        engine.fail_waiters(lambda: PoolClosed(f"Pool {self.name!r} was closed while this caller waited."))
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Close as `close` does, without blocking the event loop."""
+        import asyncio  # noqa: PLC0415 - running, or this could not be awaited
+
+        self._shut_down(self.engine)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def finish() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def work() -> None:
+            try:
+                self.close(timeout)
+            finally:
+                loop.call_soon_threadsafe(finish)
+
+        runtime().workers.submit(work)
+        await done
+
+    def after_fork(self) -> None:
+        """Start over in a forked child: what was open belongs to the parent and must not be touched, nor closed."""
+        engine = self._engine
+        if engine is None:
+            return
+        for entry in engine.entries.values():
+            if entry.conn is not None:
+                self._driver.forsake(entry.conn)
+                _inherited.append(entry.conn)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all connections without touching them; whoever waits starts over with a new set."""
+        engine = self._engine
+        if engine is None:
+            return
+        self.__dict__.pop("_made", None)
+        self._engine = None
+        self._recorder = Recorder()
+        waiters = list(engine.waiters) + list(engine.granted)
+        engine.waiters.clear()
+        engine.granted.clear()
+        for waiter in waiters:
+            waiter.error = PoolClosed(f"Pool {self.name!r} was disposed of while this caller waited.")
+            try:
+                waiter.wake()
+            except RuntimeError:  # its loop is closed
+                continue
+
+    # -- checkout -----------------------------------------------------------------------------------------------
+
+    def try_acquire(self) -> Any:
+        """Check a connection out if one is there; never waits, connects or pings.
+
+        Returns:
+            The connection, or ``None``.
+        """
+        conn = (self._engine or self.engine).checkout()
+        if conn is not None and self._watch:
+            self._note_checkout(conn)
+        return conn
+
+    def acquire(self, timeout: float | None = _DEFAULT) -> Any:
+        """Check a connection out; called without ``await`` in a thread or greenlet.
+
+        Raises:
+            PoolExhausted: all are in use and ``timeout`` says not to wait.
+            PoolTimeout: all were in use for the whole of ``timeout``.
+            PoolConnectTimeout: there was room for another connection, but it did not come in time.
+            TooManyWaiters: ``max_waiting`` others are in the queue.
+            WouldBlock: waiting here would block a running event loop; use ``await pool.acquire_async()``.
+            PoolClosed: the pool is closed.
+            Exception: what the driver raised when connecting failed.
+        """
+        conn = (self._engine or self.engine).checkout()
+        if conn is None:
+            conn = self._acquire_waiting(self.options.timeout if timeout is _DEFAULT else timeout)
+        if self._watch:
+            self._note_checkout(conn)
+        return conn
+
+    def _acquire_waiting(self, timeout: float | None) -> Any:
+        if running_loop() is not None:
+            raise WouldBlock(
+                f"Pool {self.name!r}: no connection is free at once, and waiting would block the event loop that runs "
+                f"on this thread. Await pool.acquire_async() instead. ({self._numbers()})"
+            )
+        if gevent_hub_unpatched():
+            raise GeventNotPatched(
+                f"Pool {self.name!r}: this greenlet would have to wait, but threading is not patched, so the wait would "
+                "stop the hub. Call gevent.monkey.patch_all() before anything else is imported."
+            )
+        engine = self.engine
+        start = self._clock()
+        waiter: ThreadWaiter = ThreadWaiter(start, nowait=timeout is None)
+        deadline = self._enqueue(engine, waiter, timeout)
+        try:
+            while True:
+                left = None if deadline is None else deadline - self._clock()
+                waiter.wait(left)
+                conn = self._collect(engine, waiter, deadline)
+                if conn is not None:
+                    break
+        except BaseException:
+            engine.withdraw(waiter)
+            raise
+        self._recorder.waited(self._clock() - start)
+        return conn
+
+    async def acquire_async(self, timeout: float | None = _DEFAULT) -> Any:
+        """Check a connection out without ever blocking the event loop; raises what `acquire` does, bar `WouldBlock`."""
+        conn = (self._engine or self.engine).checkout()
+        if conn is None:
+            conn = await self._acquire_awaiting(self.options.timeout if timeout is _DEFAULT else timeout)
+        if self._watch:
+            self._note_checkout(conn)
+        return conn
+
+    async def _acquire_awaiting(self, timeout: float | None) -> Any:
+        loop: asyncio.AbstractEventLoop = running_loop()
+        engine = self.engine
+        start = self._clock()
+        waiter = TaskWaiter(start, loop, nowait=timeout is None)
+        deadline = self._enqueue(engine, waiter, timeout)
+        timer = None if deadline is None else loop.call_later(max(0.0, deadline - self._clock()), waiter.look)
+        try:
+            while True:
+                await waiter.future  # a cancellation is raised here even if the future has its result already
+                conn = self._collect(engine, waiter, deadline)
+                if conn is not None:
+                    break
+                waiter.again()
+        except GeneratorExit:  # perhaps the garbage collector, perhaps amid this very pool's lock
+            engine.post("withdraw", waiter)
+            raise
+        except BaseException:
+            engine.withdraw(waiter)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self._recorder.waited(self._clock() - start)
+        return conn
+
+    def _enqueue(self, engine: Engine, waiter: Waiter, timeout: float | None) -> float | None:
+        """Queue a waiter and return its deadline."""
+        if self._suspended_error and engine.shut and not engine.closed:
+            raise self._error(PoolExhausted, "the pool is suspended")
+        if len(engine.entries) >= engine.max:
+            reap(engine, self._clock(), self._reaped)  # whoever died holding one should not make others wait
+        wait, seconds = seconds_to_wait(timeout)
+        refusal = engine.enqueue(waiter)
+        if refusal == "closed":
+            raise PoolClosed(f"Pool {self.name!r} is closed. Open it again with pool.open().")
+        if refusal == "full":
+            self._recorder.count("refused")
+            raise self._error(TooManyWaiters, f"max_waiting ({self.options.max_waiting}) callers are queued already")
+        if refusal is not None:
+            self._recorder.count("refused")
+            raise self._error(PoolExhausted, "all connections are in use, and the timeout says not to wait")
+        if not wait:
+            seconds = self.options.connect_timeout
+        return None if seconds is None else waiter.since + seconds
+
+    def _collect(self, engine: Engine, waiter: Waiter, deadline: float | None) -> Any:
+        """See what a wake-up has brought: a connection, an error, or nothing yet."""
+        conn = engine.accept(waiter)
+        if conn is not None:
+            return conn
+        if waiter.error is not None:
+            raise waiter.error
+        if not engine.waiting(waiter):  # what was granted had died: the place at the head is still this one's
+            refusal = engine.enqueue(waiter, front=True)
+            if refusal is not None:
+                raise PoolClosed(f"Pool {self.name!r} was closed while this caller waited.")
+        if deadline is not None and self._clock() >= deadline and engine.leave(waiter):
+            raise self._timed_out(engine, waiter)
+        return None
+
+    def _timed_out(self, engine: Engine, waiter: Waiter) -> PoolError:
+        waited = self._clock() - waiter.since
+        self._recorder.count("timeouts")
+        # With room for one more, it was the server that was late and not the other users.
+        late = len(engine.held) + len(engine.granted) < engine.max and (engine.connecting or engine.last_error)
+        kind = PoolConnectTimeout if late else PoolTimeout
+        what = "no connection could be opened" if late else "no connection came back"
+        error = self._error(kind, f"{what} within {waited:.3f} s")
+        error.__cause__ = engine.last_error
+        self.events.emit("timeout", error=error)
+        return error
+
+    def _error(self, kind: type[PoolError], what: str) -> PoolError:
+        engine = self.engine
+        message = f"Pool {self.name!r}: {what} ({self._numbers()}"
+        held = snapshot(engine.held.values())
+        if held:
+            longest = min(held, key=lambda entry: entry.since)
+            message += f"; longest in use: connection {longest.id} for {self._clock() - longest.since:.3f} s"
+            message += _thread_name(longest.thread)
+        return kind(message + ").")
+
+    def _numbers(self) -> str:
+        engine = self._engine
+        if engine is None:
+            return "not open yet"
+        return (
+            f"max {self.options.max_connections or 'unlimited'}, idle {len(engine.idle)}, in use {len(engine.held)}, "
+            f"connecting {len(engine.connecting)}, checking {len(engine.checking)}, closing {len(engine.closing)}, "
+            f"waiting {len(engine.waiters)}"
+        )
+
+    # -- checkin ------------------------------------------------------------------------------------------------
+
+    def release(self, conn: Any) -> None:
+        """Check a connection in, from any thread; never blocks and never does I/O. A second return does nothing.
+
+        An open transaction is rolled back in the background, with a warning in the log.
+
+        Raises:
+            ForeignConnection: the connection is another pool's, or nobody's.
+        """
+        if self._watch:
+            self._note_checkin(conn)
+        if self._engine is None or self._engine.checkin(conn) is None:
+            self._check_known(conn)
+
+    def discard(self, conn: Any, reason: str = "discarded") -> None:
+        """Check a connection in that must not be used again; it is closed in the background."""
+        if self._watch:
+            self._note_checkin(conn)
+        if self._engine is None or not self._engine.discard(conn, reason):
+            self._check_known(conn)
+
+    def doom(self, conn: Any, reason: str) -> None:
+        """Have a connection closed when it comes back."""
+        entry = self.engine.held.get(id(conn))
+        if entry is not None:
+            entry.generation, entry.reason = -1, reason
+
+    def owns(self, conn: Any) -> bool:
+        """Say whether a connection belongs to this pool."""
+        engine = self._engine
+        return engine is not None and any(entry.conn is conn for entry in snapshot(engine.entries.values()))
+
+    def _check_known(self, conn: Any) -> None:
+        """Tell a double return, or that of a connection which was closed meanwhile, from a foreign connection."""
+        if self.owns(conn):
+            return
+        for other in subjects():
+            if other is not self and other.owns(conn):
+                raise ForeignConnection(
+                    f"Pool {self.name!r}: this connection belongs to pool {other.name!r}; return it there."
+                )
+        logger.debug("Pool %r: a connection was returned that is not in use here; ignored.", self.name)
+
+    # -- looking after all --------------------------------------------------------------------------------------
+
+    def suspend(self, *, fail: bool = False) -> None:
+        """Hand nothing out until `resume`; callers queue, or with ``fail`` get `PoolExhausted` at once."""
+        self._suspended_error = fail
+        self._set_shut(shut=True)
+
+    def resume(self) -> None:
+        """End `suspend`, and connect up to ``min_connections`` again."""
+        self._set_shut(shut=False)
+
+    def _set_shut(self, *, shut: bool) -> None:
+        engine = self.engine
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+            engine.shut = shut or engine.closed
+
+        engine.locked(change)
+
+    def resize(self, max_connections: int | None, min_connections: int | None = None) -> None:
+        """Change the bounds; what is too much closes when it comes back.
+
+        Raises:
+            ConfigurationError: the bounds contradict.
+        """
+        changes: dict[str, Any] = {"max_connections": max_connections}
+        if min_connections is not None:
+            changes["min_connections"] = min_connections
+        self.configure(self.options.replace(**changes))
+
+    def configure(self, options: PoolOptions) -> None:
+        """Take over other options."""
+        self.options = options
+        engine = self._engine
+        if engine is None:
+            return
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+            engine.configure(options)
+            surplus = len(engine.entries) - len(engine.closing) - engine.max
+            while surplus > 0 and engine.idle:
+                engine.retire(engine.idle.popleft(), "the pool was made smaller", jobs)
+                surplus -= 1
+
+        engine.locked(change)
+        self._watch = self._watching()
+        runtime().maintainer.schedule(self, self._clock())
+
+    def invalidate_all(self, reason: str) -> None:
+        """Let every connection opened so far die: the idle ones now, the others when they come back."""
+        self._run_later(self.engine.invalidate(reason))
+        self.events.emit("invalidate", reason=reason)
+
+    def drain(self) -> None:
+        """Replace every connection, progressively for those in use; for a changed password or session setup."""
+        engine = self.engine
+        count = len(engine.idle)
+        self.invalidate_all("drained")
+
+        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+            engine.refill = max(engine.refill, count)
+
+        engine.locked(change)
+
+    def close_idle(self, reason: str = "close_idle()") -> None:
+        """Close what is idle; done on return, except on the thread of an event loop."""
+        if self._engine is not None:
+            self._run_now(self._engine.retire_idle(reason))
+
+    def close_held(self, age: float = 0.0, reason: str = "close_all()") -> int:
+        """Close what has been in use for longer than ``age`` seconds, under the hands of its users; say how many."""
+        limit = self._clock() - age
+        entries = self._take_held(lambda entry: entry.since < limit or age <= 0)
+        for entry in entries:
+            entry.reason = reason
+        jobs = [job for entry in entries for job in self.engine.retire_one(entry, reason)]
+        self._run_now(jobs)
+        return len(entries)
+
+    def _take_held(self, wanted: Callable[[Entry], bool]) -> list[Entry]:
+        engine = self._engine
+        if engine is None:
+            return []
+        entries = [entry for entry in snapshot(engine.held.values()) if wanted(entry)]
+        return [entry for entry in entries if engine.held.pop(id(entry.conn), None) is entry]
+
+    def note_error(self, conn: Any, error: BaseException) -> None:
+        """Look at an error of a query: when the server is gone, every connection opened so far is invalid."""
+        entry = self.engine.held.get(id(conn))
+        if entry is None or entry.generation != self.engine.generation:
+            return
+        if self._driver.is_disconnect(error, conn):
+            self.invalidate_all(f"a query lost its connection ({type(error).__name__})")
+
+    def maintain(self) -> float | None:
+        """Do the upkeep that is due; called by the maintainer.
+
+        Returns:
+            The monotonic time of the next upkeep, or ``None`` when there is nothing to look after.
+        """
+        engine = self._engine
+        if engine is None:
+            return None
+        return self._upkeep.run(self, engine, self._clock())
+
+    def on(self, event: str, listener: Callable[..., Any]) -> Callable[..., Any]:
+        """Call ``listener(**details)`` at every ``event``, see `EVENTS`; returns the listener."""
+        self.events.on(event, listener)
+        self._watch = self._watching()
+        return listener
+
+    def stats(self) -> PoolStats:
+        """Return one consistent moment of the pool."""
+        engine = self.engine
+        while engine.samples:
+            engine.fold()
+        recorder, options = self._recorder, self.options
+
+        def read(wake: list[Waiter], jobs: list[Job]) -> PoolStats:
+            numbers = [len(group) for group in (engine.connecting, engine.checking, engine.closing)]
+            idle, total = len(engine.idle), len(engine.entries)
+            used = total - idle - sum(numbers)  # on its way between idle and used counts as used
+            counters, use = dict(recorder.counters), recorder.use.freeze()
+            return PoolStats(
+                name=self.name,
+                max_connections=options.max_connections or None,
+                min_connections=options.min_connections,
+                idle=idle,
+                used=max(used, 0),
+                connecting=numbers[0],
+                checking=numbers[1],
+                closing=numbers[2],
+                total=max(used, 0) + idle + sum(numbers),
+                waiting=len(engine.waiters),
+                suspended=engine.shut and not engine.closed,
+                closed=engine.closed,
+                generation=engine.generation,
+                checkouts=use.count + len(engine.held),
+                closes=dict(recorder.closes),
+                wait_time=recorder.wait.freeze(),
+                use_time=use,
+                create_time=recorder.create.freeze(),
+                **{name: counters.get(name, 0) for name in _COUNTERS},
+            )
+
+        moment: PoolStats = engine.locked(read)
+        return moment
+
+    # -- watching -----------------------------------------------------------------------------------------------
+
+    def _watching(self) -> bool:
+        return self.options.leak_threshold is not None or self.events.wants("checkout", "checkin")
+
+    def _note_checkout(self, conn: Any) -> None:
+        entry = self.engine.held.get(id(conn))
+        if entry is not None:
+            entry.thread = threading.get_ident()
+            if self.options.leak_threshold is not None:
+                entry.stack = traceback.StackSummary.extract(
+                    traceback.walk_stack(sys._getframe(2)), limit=16, lookup_lines=False
+                )
+        self.events.emit("checkout", connection=conn)
+
+    def _note_checkin(self, conn: Any) -> None:
+        entry = self.engine.held.get(id(conn))
+        if entry is not None:
+            if entry.leaked:
+                seconds = self._clock() - entry.since
+                logger.warning(
+                    "Pool %r: connection %d, reported as leaked, came back after %.1f s.", self.name, entry.id, seconds
+                )
+            entry.leaked, entry.stack = False, None
+        self.events.emit("checkin", connection=conn)
+
+    def _reaped(self, entry: Entry, seconds: float) -> None:
+        self._recorder.count("reaped")
+        logger.warning(
+            "Pool %r: whoever held connection %d for %.1f s is gone without returning it; it is closed.",
+            self.name,
+            entry.id,
+            seconds,
+        )
+
+    # -- work in the background ---------------------------------------------------------------------------------
+
+    def _revisit(self, at: float) -> None:
+        runtime().maintainer.schedule(self, at)
+
+    def _dispatch(self, jobs: list[Job]) -> None:
+        """Hand jobs to the workers; what cannot be handed over, because the interpreter ends, is done here."""
+        for job in jobs:
+            work = functools.partial(self._run, self.engine, job)
+            try:
+                runtime().workers.submit(work)
+            except RuntimeError:
+                work()
+
+    _run_later = _dispatch
+
+    def _run_now(self, jobs: list[Job]) -> None:
+        if running_loop() is not None:
+            self._dispatch(jobs)
+        else:
+            for job in jobs:
+                self._run(self.engine, job)
+
+    def _run(self, engine: Engine, job: Job) -> None:
+        entry = job.entry
+        if job.kind == CONNECT:
+            self._run_connect(engine, entry)
+        elif job.kind == CLOSE:
+            self._run_close(engine, entry)
+        else:
+            self._run_check(engine, entry, job.kind)
+
+    def _run_connect(self, engine: Engine, entry: Entry) -> None:
+        conn = None
+        started = self._clock()
+        try:
+            conn = self._connect()
+            driver = self._driver_of(conn)
+            if self._prepare is not None:
+                self._prepare(conn)
+                state = driver.condition(conn)
+                if state and (state != CLEAN or driver.tells_dirty):
+                    raise PoolError(f"Pool {self.name!r}: the hooks for a new connection left it unusable: {state}.")
+            probe = driver.probe(conn)
+        except BaseException as error:  # noqa: BLE001 - whatever ends a hook must end as an answer to who waits
+            if conn is not None:
+                self._close_quietly(conn)
+            self._connect_failed(engine, entry, error)
+            return
+        if driver is not self._driver:
+            self._driver = driver
+            engine.adapt(driver.condition, driver.verdict, needs_ping=driver.needs_ping)
+        self._recorder.created(self._clock() - started)
+        self._recorder.count("connects")
+        if not engine.connected(entry, conn, probe):
+            self._close_quietly(conn)
+            return
+        self.events.emit("connect", connection=conn)
+
+    def _connect_failed(self, engine: Engine, entry: Entry, error: BaseException) -> None:
+        self._recorder.count("connect_errors")
+        lasting = engine.connect_failed(entry, error)
+        self.events.emit("connect_error", error=error)
+        if self._upkeep.reconnect_is_overdue(lasting, self.options.reconnect_timeout):
+            logger.error("Pool %r: connecting has failed for %.0f s: %s", self.name, lasting, type(error).__name__)
+            self.events.emit("reconnect_failed", error=error)
+
+    def _run_check(self, engine: Engine, entry: Entry, kind: str) -> None:
+        conn, failure, timeout = entry.conn, None, self.options.ping_timeout
+        try:
+            if kind == CLEAN:
+                self._recorder.count("rollbacks")
+                if self._driver.tells_dirty:
+                    logger.warning("Pool %r: connection %d: %s; rolled back.", self.name, entry.id, entry.reason)
+                self._driver.rollback(conn, timeout)
+                if self._driver.tells_dirty and (state := self._driver.condition(conn)):
+                    failure = f"still unusable after a rollback: {state}"
+            else:
+                self._recorder.count("pings")
+                self._driver.ping(conn, timeout)
+        except Exception as error:  # noqa: BLE001 - any failure has one consequence
+            failure = f"{'rollback' if kind == CLEAN else 'ping'} failed: {type(error).__name__}"
+        if failure is not None and kind == CHECK and entry.generation == engine.generation:
+            self.invalidate_all(failure)  # where one died of old age or a restart, so did the others
+        engine.checked(entry, failure)
+
+    def _run_close(self, engine: Engine, entry: Entry) -> None:
+        reason = entry.reason or "closed"
+        self._close_quietly(entry.conn)
+        engine.closed_entry(entry)
+        self._recorder.closed(reason)
+        self.events.emit("close", connection=entry.conn, reason=reason)
+        entry.conn = None
+        emptied = self._emptied
+        if emptied is not None:
+            emptied.set()
+
+    def _close_quietly(self, conn: Any) -> None:
+        try:
+            self._driver_of(conn).close(conn, self.options.close_timeout)
+        except Exception as error:  # noqa: BLE001 - it is gone either way
+            logger.debug("Pool %r: closing a connection failed: %r", self.name, error)
+
+
+_COUNTERS = ("timeouts", "refused", "connects", "connect_errors", "pings", "rollbacks", "leaks", "reaped")
+
+# Connections of a parent process. Kept for ever: their finalisers could still talk to the parent's server session.
+_inherited: list[Any] = []
+
+
+def _thread_name(ident: int) -> str:
+    for thread in threading.enumerate():
+        if thread.ident == ident:
+            return f", checked out by thread {thread.name!r}"
+    return ""

@@ -1,0 +1,75 @@
+"""Databases from URLs: ``mysql+pool://…``, ``postgresql+pool://…``, ``sqlite+pool:///…`` and the like.
+
+``playhouse.db_url`` keeps its own table; importing this package does not change what others get from it. Use our
+`connect`, or say once that all shall have our classes: `register_urls`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from peewee_frameworks.errors import ConfigurationError
+
+from . import database as databases
+
+__all__ = ["connect", "register_urls"]
+
+_CLASSES = {
+    "mysql": "PooledMySQLDatabase",
+    "postgres": "PooledPostgresqlDatabase",
+    "postgresql": "PooledPostgresqlDatabase",
+    "sqlite": "PooledSqliteDatabase",
+    "psycopg3": "PooledPsycopg3Database",
+    "cockroachdb": "PooledCockroachDatabase",
+    "crdb": "PooledCockroachDatabase",
+    "mariadbconnector": "PooledMariaDBConnectorDatabase",
+    "mysqlconnector": "PooledMySQLConnectorDatabase",
+    "postgresext": "PooledPostgresqlExtDatabase",
+    "postgresqlext": "PooledPostgresqlExtDatabase",
+}
+
+
+def connect(url: str, **options: Any) -> Any:
+    """Make a pooled database from a URL, with or without ``+pool`` in its scheme.
+
+    User and password are percent-decoded. The query may hold pool options and driver arguments.
+
+    Args:
+        url: for example ``mysql+pool://user:secret@host/shop?max_connections=32&timeout=5``.
+        options: more of the same, which win.
+
+    Raises:
+        ConfigurationError: the scheme is unknown, or the name of the database is missing.
+    """
+    from playhouse import db_url  # noqa: PLC0415 - imports every driver there is
+
+    scheme = urlsplit(url).scheme
+    name = _CLASSES.get(scheme.removesuffix("+pool"))
+    if name is None:
+        known = ", ".join(f"{scheme}+pool" for scheme in _CLASSES)
+        raise ConfigurationError(f"There is no pooled database for the URL scheme {scheme!r}; there are {known}.")
+    kwargs = db_url.parse(url, unquote_password=True, unquote_user=True)
+    if "passwd" in kwargs:
+        kwargs["password"] = kwargs.pop("passwd")
+    kwargs.update(options)
+    if not kwargs.get("database"):
+        raise ConfigurationError(f"The {scheme} URL names no database: {scheme}://host/name, or {scheme}:///name.")
+    return _class(name)(**kwargs)
+
+
+def register_urls() -> None:
+    """Make ``playhouse.db_url.connect`` return our classes for the ``…+pool`` schemes, for the whole process."""
+    from playhouse import db_url  # noqa: PLC0415 - imports every driver there is
+
+    for scheme, name in _CLASSES.items():
+        if f"{scheme}+pool" in db_url.schemes:
+            db_url.register_database(_class(name), f"{scheme}+pool")
+
+
+def _class(name: str) -> Any:
+    if hasattr(databases, name):
+        return getattr(databases, name)
+    from . import extensions  # noqa: PLC0415 - imports every driver there is
+
+    return getattr(extensions, name)

@@ -1,0 +1,128 @@
+"""Who waits for a connection, and how each kind is woken.
+
+A waiter stands in the engine's queue. Threads and greenlets sleep on a lock of their own, tasks on a future of
+their loop; the engine knows neither, it only calls ``wake``. Nothing here is created before somebody has to wait,
+so a monkey patch that comes after the import is still honoured.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["TaskWaiter", "ThreadWaiter", "Waiter", "gevent_hub_unpatched", "running_loop"]
+
+
+class Waiter:
+    """One place in the queue.
+
+    ``nowait`` marks a caller who may wait for a connect of its own but for nobody's release. ``error`` is set by
+    the engine, before the wake-up, when the place was lost.
+    """
+
+    __slots__ = ("__weakref__", "error", "nowait", "since")
+
+    def __init__(self, since: float, *, nowait: bool = False) -> None:
+        self.since = since
+        self.nowait = nowait
+        self.error: BaseException | None = None
+
+    def wake(self) -> None:
+        """Let the owner look again; safe from any thread, and more than once."""
+        raise NotImplementedError
+
+    def stranded(self) -> bool:
+        """Say whether the owner can never look again, because its event loop is closed."""
+        return False
+
+
+class ThreadWaiter(Waiter):
+    """A thread, or a greenlet under patched threading, asleep on its own lock."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, since: float, *, nowait: bool = False) -> None:
+        super().__init__(since, nowait=nowait)
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """Release the lock; a second wake-up before the first was noticed changes nothing."""
+        try:
+            self._lock.release()
+        except (RuntimeError, ValueError):  # not locked: it has been woken already
+            return
+
+    def wait(self, seconds: float | None) -> None:
+        """Sleep until woken, at most ``seconds`` (``None``: for ever)."""
+        if seconds is None:
+            self._lock.acquire()
+        elif seconds > 0:
+            self._lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+
+class TaskWaiter(Waiter):
+    """A task, asleep on a future. ``asyncio.wait_for`` is avoided: up to 3.11 it can swallow a cancellation."""
+
+    __slots__ = ("future", "loop")
+
+    def __init__(self, since: float, loop: asyncio.AbstractEventLoop, *, nowait: bool = False) -> None:
+        super().__init__(since, nowait=nowait)
+        self.loop = loop
+        self.future: asyncio.Future[None] = loop.create_future()
+
+    def wake(self) -> None:
+        """Resolve the future on its own loop.
+
+        Raises:
+            RuntimeError: the loop is closed, the owner will never look.
+        """
+        if running_loop() is self.loop:
+            self.look()
+        else:
+            self.loop.call_soon_threadsafe(self.look)
+
+    def look(self) -> None:
+        """Resolve the future; also the callback of a deadline."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def again(self) -> None:
+        """Prepare for another wait after a wake-up that brought nothing."""
+        self.future = self.loop.create_future()
+
+    def stranded(self) -> bool:
+        """Say whether the loop is closed."""
+        return self.loop.is_closed()
+
+
+def running_loop() -> Any:
+    """Return the event loop that runs on this thread, or ``None``; does not import asyncio for the answer."""
+    module = sys.modules.get("asyncio.events")
+    return None if module is None else module._get_running_loop()
+
+
+def gevent_hub_unpatched() -> bool:
+    """Say whether this is a greenlet of a running gevent hub while ``threading`` is not patched.
+
+    A wait on a native lock would stop the hub, and with it the greenlet that is going to give the connection back.
+    """
+    hubs = sys.modules.get("gevent._hub_local")
+    if hubs is None:
+        return False
+    hub = hubs.get_hub_if_exists()
+    if hub is None:
+        return False
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        return False
+    current = sys.modules["greenlet"].getcurrent()
+    while current is not None:
+        if current is hub:
+            return True
+        current = current.parent
+    return False

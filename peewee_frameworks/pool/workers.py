@@ -1,0 +1,178 @@
+"""The threads behind all pools: workers that connect, ping, roll back and close, and one maintainer.
+
+Everything starts with the first need and in the kind of thread that ``threading`` offers then, so that under gevent's
+patch these are greenlets. Nothing here takes a lock: `Workers.submit` and `Maintainer.schedule` may be called by a
+finaliser that interrupted either of them. All threads are daemons, nobody joins them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Maintained", "Maintainer", "Runtime", "Workers", "runtime", "watch_forks"]
+
+logger = logging.getLogger("peewee_frameworks.pool")
+
+IDLE_SECONDS = 5.0  # a worker without work ends after this
+
+
+class Maintained(Protocol):
+    """What the maintainer looks after."""
+
+    def maintain(self) -> float | None:
+        """Do what is due; return the monotonic time of the next call, or ``None`` for never."""
+
+    def after_fork(self) -> None:
+        """Forget, in a forked child, what belongs to the parent."""
+
+
+class Workers:
+    """Threads that are started when work comes and none is free, and that end when idle.
+
+    The number is bounded by the pools: one piece of work per connection at most.
+    """
+
+    def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._idle_seconds = idle_seconds
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._free: deque[None] = deque()  # one token per idle worker; taking one obliges the taker to put work
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Run ``work`` in a thread, at once.
+
+        Raises:
+            RuntimeError: no thread can be started any more, because the interpreter is shutting down.
+        """
+        try:
+            self._free.pop()
+        except IndexError:
+            threading.Thread(target=self._run, args=(work,), name="peewee-pool-worker", daemon=True).start()
+        else:
+            self._work.put(work)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        while True:
+            try:
+                work()
+            except Exception:
+                logger.exception("A background job of a connection pool failed.")
+            del work  # it holds its pool, which may be collected while this thread idles
+            self._free.append(None)
+            try:
+                work = self._work.get(timeout=self._idle_seconds)
+            except queue.Empty:
+                try:
+                    self._free.pop()
+                except IndexError:  # the token is taken: work is on its way
+                    work = self._work.get()
+                else:
+                    return
+
+
+class Maintainer:
+    """One thread that calls `Maintained.maintain` when it is due. It holds weak references and ends without pools."""
+
+    def __init__(self) -> None:
+        self._messages: queue.SimpleQueue[tuple[weakref.ref[Any], float]] = queue.SimpleQueue()
+        self._startable: deque[None] = deque([None])  # who pops this runs the thread
+
+    def schedule(self, subject: Maintained, at: float) -> None:
+        """Have ``subject`` maintained at the monotonic time ``at``, if not earlier anyway."""
+        self._messages.put((weakref.ref(subject), at))
+        try:
+            self._startable.pop()
+        except IndexError:
+            return
+        try:
+            threading.Thread(target=self._run, name="peewee-pool-maintainer", daemon=True).start()
+        except RuntimeError:  # the interpreter is shutting down: nothing is worth maintaining any more
+            self._startable.append(None)
+
+    def _run(self) -> None:
+        due: dict[weakref.ref[Any], float] = {}
+        while True:
+            self._receive(due)
+            now = time.monotonic()
+            for ref in [ref for ref, at in due.items() if at <= now]:
+                at = self._maintain(ref)
+                if at is None:
+                    del due[ref]
+                else:
+                    due[ref] = at
+            if not due and self._messages.empty():
+                self._startable.append(None)
+                if self._messages.empty():
+                    return
+                try:  # a message came in between: carry on, unless its sender has started a successor
+                    self._startable.pop()
+                except IndexError:
+                    return
+
+    def _receive(self, due: dict[weakref.ref[Any], float]) -> None:
+        wait = max(0.0, min(due.values()) - time.monotonic()) if due else 0.0
+        try:
+            ref, at = self._messages.get(timeout=min(wait, 3600.0))
+            while True:
+                due[ref] = min(at, due.get(ref, at))
+                ref, at = self._messages.get_nowait()
+        except queue.Empty:
+            return
+
+    @staticmethod
+    def _maintain(ref: weakref.ref[Any]) -> float | None:
+        subject = ref()
+        if subject is None:
+            return None
+        try:
+            return float(at) if (at := subject.maintain()) is not None else None
+        except Exception:
+            logger.exception("The upkeep of a connection pool failed; it goes on.")
+            return time.monotonic() + 1.0
+
+
+class Runtime:
+    """The workers and the maintainer that fit the process as it is."""
+
+    def __init__(self) -> None:
+        self.workers = Workers()
+        self.maintainer = Maintainer()
+
+
+_runtimes: dict[Any, Runtime] = {}
+_subjects: weakref.WeakSet[Any] = weakref.WeakSet()
+_watching: list[bool] = []
+
+
+def runtime() -> Runtime:
+    """Return the runtime of this process; another one once ``threading`` has been patched."""
+    found = _runtimes.get(threading.Lock)
+    return _runtimes.setdefault(threading.Lock, Runtime()) if found is None else found
+
+
+def watch_forks(subject: Maintained) -> None:
+    """Have ``subject.after_fork()`` called in forked children."""
+    _subjects.add(subject)
+    if not _watching and hasattr(os, "register_at_fork"):
+        _watching.append(True)
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def subjects() -> list[Any]:
+    """Return all pools that are open in this process."""
+    return list(_subjects)
+
+
+def _after_fork() -> None:
+    _runtimes.clear()  # their threads stayed with the parent
+    for subject in list(_subjects):
+        subject.after_fork()
