@@ -22,70 +22,20 @@ import math
 import random
 import time
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from .entries import CHECK, CHECKING, CLEAN, CLOSE, CLOSING, CONNECT, GONE, OPEN, Entry, Job, Turn
+from .planning import BACKOFF_MIN, backoff, connects_wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from .options import PoolOptions
     from .waiters import Waiter
 
-__all__ = ["CHECK", "CLEAN", "CLOSE", "CONNECT", "OPEN", "Engine", "Entry", "Job", "snapshot"]
-
-CONNECT, CHECK, CLEAN, CLOSE = "connect", "check", "clean", "close"
-OPEN, CONNECTING, CHECKING, CLOSING, GONE = "open", "connecting", "checking", "closing", "gone"
+__all__ = ["Engine"]
 
 FOLD_AT = 512  # samples of use time that may pile up before somebody sorts them into the histogram
-BACKOFF_MIN, BACKOFF_MAX = 0.05, 5.0  # seconds
-
-
-class Entry:
-    """One slot of the pool, from before its connection exists until after it is closed."""
-
-    __slots__ = (
-        "conn",
-        "created",
-        "expires",
-        "generation",
-        "id",
-        "leaked",
-        "probe",
-        "reason",
-        "renew_at",
-        "since",
-        "stack",
-        "state",
-        "thread",
-    )
-
-    def __init__(self, number: int, generation: int, now: float) -> None:
-        self.id = number
-        self.generation = generation
-        self.created = self.since = now  # ``since``: start of whatever it is doing now
-        self.expires = self.renew_at = float("inf")
-        self.state = CONNECTING
-        self.conn: Any = None
-        self.probe: Callable[[int], Any] | None = None
-        self.thread = 0
-        self.reason: str | None = None
-        self.stack: Any = None
-        self.leaked = False
-
-
-class Job(NamedTuple):
-    """Work with I/O for somebody outside: ``kind`` is CONNECT, CHECK (ping), CLEAN (roll back) or CLOSE."""
-
-    kind: str
-    entry: Entry
-
-
-def snapshot(collection: Iterable[Any]) -> tuple[Any, ...]:
-    """Copy a container that others change without a lock; a finaliser that runs amid the copy makes it start over."""
-    while True:
-        try:
-            return tuple(collection)
-        except RuntimeError:
-            continue
 
 
 class Engine:
@@ -101,6 +51,47 @@ class Engine:
         clock: a monotonic clock, in seconds.
     """
 
+    __slots__ = (
+        "_clock",
+        "_dispatch",
+        "_lock",
+        "_needs_ping",
+        "_ping_after",
+        "_pop",
+        "_revisit",
+        "_serial",
+        "checking",
+        "closed",
+        "closing",
+        "condition",
+        "connect_estimate",
+        "connecting",
+        "crowded",
+        "entries",
+        "failed_at",
+        "failing_since",
+        "failures",
+        "generation",
+        "generation_reason",
+        "granted",
+        "held",
+        "idle",
+        "inbox",
+        "last_error",
+        "max",
+        "on_samples",
+        "options",
+        "refill",
+        "replacing",
+        "retry_at",
+        "revisit_wanted",
+        "samples",
+        "shut",
+        "use_estimate",
+        "verdict",
+        "waiters",
+    )
+
     def __init__(
         self,
         options: PoolOptions,
@@ -108,8 +99,8 @@ class Engine:
         dispatch: Callable[[list[Job]], None],
         revisit: Callable[[float], None],
         make_lock: Callable[[], Any],
-        condition: Callable[[Any], Any] = lambda conn: None,
-        verdict: Callable[[Any], str] = lambda conn: CLOSE,
+        condition: Callable[[Any], Any] = lambda _conn: None,
+        verdict: Callable[[Any], str] = lambda _conn: CLOSE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lock = make_lock()
@@ -142,7 +133,7 @@ class Engine:
         self.connect_estimate = 0.0
         self.use_estimate = 0.0
         self.on_samples: Callable[[list[float]], None] | None = None
-        self._revisit_wanted = 0.0
+        self.revisit_wanted = 0.0
         self._serial = 0
         self._needs_ping = True
         self.configure(options)
@@ -151,8 +142,8 @@ class Engine:
         """Take over new sizes and times."""
         self.options = options
         self.max = options.max_connections or float("inf")
-        never = options.ping_after is None or not self._needs_ping
-        self._ping_after = float("inf") if never else options.ping_after
+        after = options.ping_after
+        self._ping_after = float("inf") if after is None or not self._needs_ping else after
         self._pop = self.idle.pop if options.lifo else self.idle.popleft
 
     def adapt(self, condition: Callable[[Any], Any], verdict: Callable[[Any], str], *, needs_ping: bool) -> None:
@@ -263,82 +254,80 @@ class Engine:
         while (self.inbox or (self.idle and (self.closed if self.shut else self.waiters))) and self._lock.acquire(
             blocking=False
         ):
-            wake: list[Waiter] = []
-            jobs: list[Job] = []
+            turn = Turn([], [])
             try:
-                self._advance(wake, jobs)
+                self._advance(turn)
             finally:
                 self._lock.release()
-            self._after(wake, jobs)
+            self._after(turn)
 
-    def locked(self, change: Callable[[list[Waiter], list[Job]], Any]) -> Any:
-        """Run ``change(wake, jobs)`` under the lock, then everything that follows from it."""
-        wake: list[Waiter] = []
-        jobs: list[Job] = []
+    def locked(self, change: Callable[[Turn], Any]) -> Any:
+        """Run ``change(turn)`` under the lock, then everything that follows from it."""
+        turn = Turn([], [])
         with self._lock:
             try:
-                return_value = change(wake, jobs)
+                return_value = change(turn)
             finally:
-                self._advance(wake, jobs)
-        self._after(wake, jobs)
+                self._advance(turn)
+        self._after(turn)
         self.settle()
         return return_value
 
-    def _advance(self, wake: list[Waiter], jobs: list[Job]) -> None:
+    def _advance(self, turn: Turn) -> None:
         """Process messages, pair idle connections with waiters, plan connects. The caller holds the lock."""
         while self.inbox:
             kind, subject, reason = self.inbox.popleft()
-            self._message(kind, subject, reason, jobs)
+            self._message(kind, subject, reason, turn)
         while self.idle and (self.closed if self.shut else self.waiters):
             try:
                 entry = self._pop()
             except IndexError:  # a newcomer who had looked before the queue formed
                 break
             if self.closed:
-                self.retire(entry, "the pool is closed", jobs)
+                self.retire(entry, "the pool is closed", turn)
                 continue
             waiter = next(iter(self.waiters))
             self.granted[waiter] = entry
             del self.waiters[waiter]
-            wake.append(waiter)
-        self._plan(jobs)
+            turn.wake.append(waiter)
+        self._plan(turn)
         self.crowded = len(self.entries) - len(self.closing) > self.max
 
-    def _message(self, kind: str, subject: Any, reason: str, jobs: list[Job]) -> None:
+    def _message(self, kind: str, subject: Any, reason: str, turn: Turn) -> None:
         if kind == CLOSE:
-            self.retire(subject, reason, jobs)
+            self.retire(subject, reason, turn)
         elif kind in (CHECK, CLEAN):
             subject.state, subject.since, subject.reason = CHECKING, self._clock(), reason
             self.checking[subject.id] = subject
-            jobs.append(Job(kind, subject))
+            turn.jobs.append(Job(kind, subject))
         else:  # a coroutine was collected while it queued
             self._withdraw(subject)
 
-    def retire(self, entry: Entry, reason: str, jobs: list[Job]) -> None:
+    def retire(self, entry: Entry, reason: str, turn: Turn) -> None:
         """Send an entry to be closed. The caller holds the lock."""
         if entry.state in (CLOSING, GONE):
             return
         self.checking.pop(entry.id, None)
         entry.state, entry.since, entry.reason = CLOSING, self._clock(), reason
         self.closing[entry.id] = entry
-        jobs.append(Job(CLOSE, entry))
+        turn.jobs.append(Job(CLOSE, entry))
 
-    def _after(self, wake: list[Waiter], jobs: list[Job]) -> None:
+    def _after(self, turn: Turn) -> None:
         """Wake and dispatch, outside the lock."""
-        for waiter in wake:
+        for waiter in turn.wake:
             try:
                 waiter.wake()
             except RuntimeError:  # its loop is closed: the grant goes to the next one
                 self.post("withdraw", waiter)
-        if jobs:
-            self._dispatch(jobs)
-        if self._revisit_wanted:
-            at, self._revisit_wanted = self._revisit_wanted, 0.0
+        if turn.jobs:
+            self._dispatch(turn.jobs)
+        if self.revisit_wanted:
+            at, self.revisit_wanted = self.revisit_wanted, 0.0
             self._revisit(at)
 
     def wake(self, waiter: Waiter) -> None:
         """Wake a waiter once more, in case an interrupt swallowed its wake-up."""
-        self._after([waiter], [])
+        self._after(Turn([waiter], []))
 
     # -- waiting ------------------------------------------------------------------------------------------------
 
@@ -350,7 +339,7 @@ class Engine:
             wait and nothing is on its way).
         """
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> str | None:
+        def change(_turn: Turn) -> str | None:
             if self.closed:
                 return "closed"
             if not front:
@@ -396,7 +385,7 @@ class Engine:
 
     def withdraw(self, waiter: Waiter) -> None:
         """Leave the queue; a grant that was not taken goes to the next."""
-        self.locked(lambda wake, jobs: self._withdraw(waiter))
+        self.locked(lambda _turn: self._withdraw(waiter))
 
     def _withdraw(self, waiter: Waiter) -> None:
         self.waiters.pop(waiter, None)
@@ -411,7 +400,7 @@ class Engine:
             False when it was served at the last moment after all: look again.
         """
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> bool:
+        def change(_turn: Turn) -> bool:
             if waiter in self.waiters:
                 del self.waiters[waiter]
                 return True
@@ -426,17 +415,17 @@ class Engine:
     def fail_waiters(self, make_error: Callable[[], BaseException]) -> None:
         """Turn away everybody who waits."""
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+        def change(turn: Turn) -> None:
             while self.waiters:
                 waiter, _ = self.waiters.popitem(last=False)
                 waiter.error = make_error()
-                wake.append(waiter)
+                turn.wake.append(waiter)
 
         self.locked(change)
 
     # -- planning connects --------------------------------------------------------------------------------------
 
-    def _plan(self, jobs: list[Job]) -> None:
+    def _plan(self, turn: Turn) -> None:
         """Start as many connects as are needed now. The caller holds the lock."""
         if self.closed:
             return
@@ -444,9 +433,9 @@ class Engine:
         if room <= 0:
             return
         now = self._clock()
-        wanted = self._wanted(now)
+        wanted = connects_wanted(self, now)
         for _ in range(math.ceil(min(wanted, room))):
-            jobs.append(Job(CONNECT, self._new_entry(now)))
+            turn.jobs.append(Job(CONNECT, self._new_entry(now)))
             self.refill -= self.refill > 0
 
     def _new_entry(self, now: float) -> Entry:
@@ -455,43 +444,9 @@ class Engine:
         self.entries[entry.id] = self.connecting[entry.id] = entry
         return entry
 
-    def _wanted(self, now: float) -> float:
-        options = self.options
-        missing = 0
-        if now >= self.retry_at:
-            missing = max(self.refill, options.min_connections - (len(self.entries) - len(self.closing)))
-        queue = 0 if self.shut else len(self.waiters)
-        if not queue:
-            return max(missing, 0)
-        # A connect that takes far longer than usual hangs; it must not stand in the way of a fresh one.
-        patience = max(1.0, 4 * self.connect_estimate)
-        fresh = sum(now - entry.created < patience for entry in self.connecting.values())
-        short = queue - fresh - len(self.checking)
-        if short <= 0:
-            if self.connecting:
-                self._revisit_wanted = now + patience
-            return max(missing, 0)
-        if self.held or self.granted:
-            if now < self.retry_at:  # connecting fails, but there is something to wait for
-                self._revisit_wanted = self.retry_at
-                return 0
-            # What is in use comes back: count how often within one connect time, going by how long a use takes on
-            # average, or how long this one has already taken. One connect is started in any case, so that a lasting
-            # queue makes the pool grow.
-            self.fold()
-            cost = self.connect_estimate
-            uses = (max(self.use_estimate, now - entry.since, 1e-6) for entry in snapshot(self.held.values()))
-            supply = sum(cost / use for use in uses)
-            self._revisit_wanted = now + min(max(cost / 4, 0.002), 0.25)
-            return max(short - supply, 0 if fresh else 1, missing)
-        if options.on_connect_error == "retry" and now < self.retry_at:
-            self._revisit_wanted = self.retry_at
-            return 0
-        return max(short, missing)
-
     def tick(self) -> None:
         """Plan again, because time has passed."""
-        self.locked(lambda wake, jobs: None)
+        self.locked(lambda _turn: None)
 
     # -- what the workers report --------------------------------------------------------------------------------
 
@@ -502,7 +457,7 @@ class Engine:
             False when nobody wants it any more (the connect was given up or the pool reset): the caller closes it.
         """
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> bool:
+        def change(turn: Turn) -> bool:
             if self.entries.get(entry.id) is not entry:
                 return False
             del self.connecting[entry.id]
@@ -517,17 +472,17 @@ class Engine:
                 # Renewed somewhere between 70 and 90 % of its life, so that what was opened together never expires
                 # together.
                 entry.expires = now + lifetime
-                entry.renew_at = now + lifetime * random.uniform(0.7, 0.9)  # noqa: S311 - no cryptography
+                entry.renew_at = now + lifetime * random.uniform(0.7, 0.9)
             if entry.generation != self.generation or self.closed:
-                self.retire(entry, "opened before: " + (self.generation_reason or "the pool is closed"), jobs)
+                self.retire(entry, "opened before: " + (self.generation_reason or "the pool is closed"), turn)
             else:
                 self.idle.append(entry)
-                self._replace(now, jobs)
+                self._replace(now, turn)
             return True
 
         return bool(self.locked(change))
 
-    def _replace(self, now: float, jobs: list[Job]) -> None:
+    def _replace(self, now: float, turn: Turn) -> None:
         """Let the one go for which a replacement has come."""
         if not self.replacing:
             return
@@ -539,7 +494,7 @@ class Engine:
         except ValueError:  # in use: when it comes back
             old.expires, old.reason = now, "renewed"
         else:
-            self.retire(old, "renewed", jobs)
+            self.retire(old, "renewed", turn)
 
     def connect_failed(self, entry: Entry, error: BaseException) -> float:
         """Free the slot of a failed connect and decide who hears of it.
@@ -548,7 +503,7 @@ class Engine:
             The seconds for which this chain of failures has lasted.
         """
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> float:
+        def change(turn: Turn) -> float:
             if self.entries.get(entry.id) is not entry:
                 return 0.0
             self._drop(entry)
@@ -557,9 +512,8 @@ class Engine:
             self.failures += 1
             self.failed_at = now
             self.failing_since = self.failing_since or now
-            ceiling = min(BACKOFF_MAX, BACKOFF_MIN * 2 ** min(self.failures, 10))
-            self.retry_at = now + random.uniform(BACKOFF_MIN, ceiling)  # noqa: S311 - no cryptography
-            self._revisit_wanted = self.retry_at
+            self.retry_at = now + backoff(self.failures)
+            self.revisit_wanted = self.retry_at
             waiter = next(iter(self.waiters), None)
             # With connections in use the head of the queue is better off waiting for one of them, unless it never
             # meant to wait.
@@ -569,7 +523,7 @@ class Engine:
             ):
                 del self.waiters[waiter]
                 waiter.error = error
-                wake.append(waiter)
+                turn.wake.append(waiter)
             return now - self.failing_since
 
         return float(self.locked(change))
@@ -577,16 +531,16 @@ class Engine:
     def checked(self, entry: Entry, failure: str | None) -> None:
         """Put a pinged or cleaned entry back into use, or close it because of ``failure``."""
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+        def change(turn: Turn) -> None:
             if self.checking.pop(entry.id, None) is not entry:
                 return  # given up meanwhile
             now = self._clock()
             if failure is not None:
-                self.retire(entry, failure, jobs)
+                self.retire(entry, failure, turn)
             elif entry.generation != self.generation:
-                self.retire(entry, self.generation_reason, jobs)
+                self.retire(entry, self.generation_reason, turn)
             elif self.closed or now >= entry.expires or len(self.entries) > self.max:
-                self.retire(entry, "expired" if now >= entry.expires else "the pool is closed or smaller", jobs)
+                self.retire(entry, "expired" if now >= entry.expires else "the pool is closed or smaller", turn)
             else:
                 entry.state, entry.since, entry.reason = OPEN, now, None
                 self.idle.append(entry)
@@ -595,7 +549,7 @@ class Engine:
 
     def closed_entry(self, entry: Entry) -> None:
         """Free the slot of a closed connection."""
-        self.locked(lambda wake, jobs: self._drop(entry))
+        self.locked(lambda _turn: self._drop(entry))
 
     def _drop(self, entry: Entry) -> None:
         entry.state = GONE
@@ -619,15 +573,15 @@ class Engine:
 
     def retire_one(self, entry: Entry, reason: str) -> list[Job]:
         """Send one entry, which the caller has taken out of ``held``, to be closed; return the jobs for that."""
-        mine: list[Job] = []
-        self.locked(lambda wake, jobs: self.retire(entry, reason, mine))
-        return mine
+        mine = Turn([], [])
+        self.locked(lambda _turn: self.retire(entry, reason, mine))
+        return mine.jobs
 
     def retire_idle(self, reason: str) -> list[Job]:
         """Send all idle entries to be closed; return the jobs for that."""
-        mine: list[Job] = []
+        mine = Turn([], [])
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+        def change(_turn: Turn) -> None:
             while self.idle:
                 try:
                     self.retire(self._pop(), reason, mine)
@@ -635,12 +589,12 @@ class Engine:
                     break
 
         self.locked(change)
-        return mine
+        return mine.jobs
 
     def invalidate(self, reason: str) -> list[Job]:
         """Make everything opened so far invalid; return the jobs that close what is idle."""
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+        def change(_turn: Turn) -> None:
             self.generation += 1
             self.generation_reason = reason
 

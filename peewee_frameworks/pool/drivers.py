@@ -13,7 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .core import CHECK, CLEAN, CLOSE
+from .entries import CHECK, CLEAN, CLOSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

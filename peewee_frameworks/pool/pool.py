@@ -22,8 +22,9 @@ from peewee_frameworks.errors import (
     WouldBlock,
 )
 
-from .core import CHECK, CLEAN, CLOSE, CONNECT, Engine, Entry, Job, snapshot
+from .core import Engine
 from .drivers import Driver, driver_of
+from .entries import CHECK, CLEAN, CLOSE, CONNECT, Entry, Job, Turn, snapshot
 from .events import Events
 from .options import PoolOptions, seconds_to_wait
 from .stats import PoolStats, Recorder
@@ -129,7 +130,7 @@ class Pool:
             )
         engine = self.engine
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+        def change(_turn: Turn) -> None:
             engine.closed = engine.shut = False
             engine.retry_at = 0.0
 
@@ -165,13 +166,13 @@ class Pool:
                 if not engine.held and not engine.closing and not engine.checking:
                     break  # only connects are left: they close by themselves when they are done
                 emptied.wait(min(left, 0.05))
-        for entry in self._take_held(lambda entry: True):
+        for entry in self._take_held(lambda _entry: True):
             self._driver.abort(entry.conn)
             engine.post(CLOSE, entry, "still in use when the pool was closed")
         self._emptied = None
 
     def _shut_down(self, engine: Engine) -> None:
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+        def change(_turn: Turn) -> None:
             engine.closed = engine.shut = True
 
         engine.locked(change)
@@ -447,7 +448,7 @@ class Pool:
     def _set_shut(self, *, shut: bool) -> None:
         engine = self.engine
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+        def change(_turn: Turn) -> None:
             engine.shut = shut or engine.closed
 
         engine.locked(change)
@@ -470,11 +471,11 @@ class Pool:
         if engine is None:
             return
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+        def change(turn: Turn) -> None:
             engine.configure(options)
             surplus = len(engine.entries) - len(engine.closing) - engine.max
             while surplus > 0 and engine.idle:
-                engine.retire(engine.idle.popleft(), "the pool was made smaller", jobs)
+                engine.retire(engine.idle.popleft(), "the pool was made smaller", turn)
                 surplus -= 1
 
         engine.locked(change)
@@ -492,7 +493,7 @@ class Pool:
         count = len(engine.idle)
         self.invalidate_all("drained")
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
+        def change(_turn: Turn) -> None:
             engine.refill = max(engine.refill, count)
 
         engine.locked(change)
@@ -551,7 +552,7 @@ class Pool:
             engine.fold()
         recorder, options = self._recorder, self.options
 
-        def read(wake: list[Waiter], jobs: list[Job]) -> PoolStats:
+        def read(_turn: Turn) -> PoolStats:
             numbers = [len(group) for group in (engine.connecting, engine.checking, engine.closing)]
             idle, total = len(engine.idle), len(engine.entries)
             used = total - idle - sum(numbers)  # on its way between idle and used counts as used

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.errors import PoolConnectTimeout
 
-from .core import CHECK, CLOSE, OPEN, Engine, Entry, Job, snapshot
+from .entries import CHECK, CLOSE, OPEN, Entry, Turn, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .core import Engine
     from .pool import Pool
-    from .waiters import Waiter
 
 __all__ = ["Upkeep", "reap"]
 
@@ -44,10 +44,10 @@ class Upkeep:
             self._report_leaks(pool, engine, now, pool.options.leak_threshold)
         nap: list[float] = [INTERVAL]
 
-        def change(wake: list[Waiter], jobs: list[Job]) -> None:
-            self._shrink(engine, now, jobs)
-            nap.append(self._renew(engine, now, jobs))
-            self._keep_alive(engine, now, jobs)
+        def change(turn: Turn) -> None:
+            self._shrink(engine, now, turn)
+            nap.append(self._renew(engine, now, turn))
+            self._keep_alive(engine, now)
 
         engine.locked(change)  # plans connects too, min_connections among them
         if engine.closed and not engine.entries:
@@ -105,7 +105,7 @@ class Upkeep:
             return False
         return True
 
-    def _shrink(self, engine: Engine, now: float, jobs: list[Job]) -> None:
+    def _shrink(self, engine: Engine, now: float, turn: Turn) -> None:
         limit = engine.options.idle_timeout
         if limit is None:
             return
@@ -114,10 +114,10 @@ class Upkeep:
             if spare <= 0 or now - entry.since < limit:
                 return
             if self._take(engine, entry):
-                engine.retire(entry, "idle", jobs)
+                engine.retire(entry, "idle", turn)
                 spare -= 1
 
-    def _renew(self, engine: Engine, now: float, jobs: list[Job]) -> float:
+    def _renew(self, engine: Engine, now: float, turn: Turn) -> float:
         """Replace a few of the oldest connections; return how long until the next few.
 
         While there is room, the replacement is opened first; otherwise an idle one makes way for it. In a pool
@@ -140,7 +140,7 @@ class Upkeep:
         spare = len(entries) - engine.options.min_connections
         for entry in due:
             if entry in idle and spare > 0 and now - entry.since > lifetime / 2 and self._take(engine, entry):
-                engine.retire(entry, "expired", jobs)
+                engine.retire(entry, "expired", turn)
                 spare -= 1
             elif at_once <= 0:
                 break
@@ -150,7 +150,7 @@ class Upkeep:
                 engine.refill += 1
                 at_once -= 1
             elif entry in idle and self._take(engine, entry):
-                engine.retire(entry, "renewed", jobs)
+                engine.retire(entry, "renewed", turn)
                 engine.refill += 1
                 at_once -= 1
             elif entry not in idle and entry.reason is None:
@@ -160,7 +160,7 @@ class Upkeep:
         return max(min(pause, cost / 2), 0.005)
 
     @staticmethod
-    def _keep_alive(engine: Engine, now: float, jobs: list[Job]) -> None:
+    def _keep_alive(engine: Engine, now: float) -> None:
         interval = engine.options.keepalive
         if interval is None:
             return
