@@ -13,7 +13,7 @@ from .http import Problem, problem_for
 from .runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
     from .scope import Scope
 
@@ -26,12 +26,18 @@ if TYPE_CHECKING:
 SCOPE_KEY = "peewee_frameworks.scope"
 
 
+def work_key(runtime: Runtime) -> str:
+    """Return where the scope that serves this runtime's databases is kept: another `Peewee` may sit in between."""
+    return f"{SCOPE_KEY}.{id(runtime)}"
+
+
 class ScopeMiddleware:
     """Open a scope for each request and websocket; inside another adapter's, only for databases it does not have."""
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self.app = app
         self.runtime = runtime
+        self.key = work_key(runtime)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Run the application in a scope of its own."""
@@ -40,11 +46,12 @@ class ScopeMiddleware:
             return
         outer: Scope | None = scope.get(SCOPE_KEY)
         if outer is not None and all(state in outer.frames for state in self.runtime.states):
+            scope.setdefault(self.key, outer)
             await self.app(scope, receive, send)
             return
         method = "websocket" if scope["type"] == "websocket" else f"request {scope['method']}"
         work = self.runtime.begin(f"{method} {scope['path']}", outer)
-        scope[SCOPE_KEY] = work
+        scope[SCOPE_KEY] = scope[self.key] = work
         try:
             await self.app(scope, receive, send)
         finally:
@@ -60,24 +67,35 @@ class CommitFailed(Exception):
 class RequestMiddleware:
     """What happens inside the scope: connect eagerly, commit before the first byte, release early, answer errors."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime, request_class: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        runtime: Runtime,
+        request_class: Callable[[Any], Any] | None = None,
+        names: Callable[[Any], Iterable[str]] | None = None,
+    ) -> None:
         """Wrap `app`.
 
         Args:
             app: the application.
             runtime: the databases and options.
             request_class: makes of an ASGI scope the request that predicates are given; the scope itself by default.
+            names: makes of an ASGI scope what `exclude` patterns are matched against; the path by default.
         """
         self.app = app
         self.runtime = runtime
+        self.key = work_key(runtime)
         self.request_class = request_class
+        self.names = names
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Run the application with the options that hold for this request."""
-        work: Scope | None = scope.get(SCOPE_KEY)
-        if scope["type"] not in ("http", "websocket") or work not in self.runtime.live or work is None:
+        work: Scope | None = scope.get(self.key)
+        if work is None:
             await self.app(scope, receive, send)
-        elif scope["type"] == "http":
+            return
+        scope[self.key] = None  # taken: the same middleware further in, or of a sub-application, must not do it again
+        if scope["type"] == "http":
             await self._http(work, scope, receive, send)
         else:
             await self._websocket(work, scope, receive, send)
@@ -95,8 +113,8 @@ class RequestMiddleware:
                     raise CommitFailed from error
                 started = True
             await send(message)
-            if message["type"] == "http.response.body" and message.get("more_body"):
-                runtime.release_early(work)  # a stream that idles holds nothing
+            if message["type"] == "http.response.body":
+                runtime.release_early(work)  # a stream that idles holds nothing, nor a background task yet to come
 
         try:
             await self._prepare(work, scope)
@@ -128,9 +146,10 @@ class RequestMiddleware:
 
     async def _prepare(self, work: Scope, scope: MutableMapping[str, Any]) -> None:
         request = scope if self.request_class is None else self.request_class(scope)
-        eager, atomic = self.runtime.policy(request, (scope["path"],))
+        names = (scope["path"],) if self.names is None or not self.runtime.options.exclude else self.names(scope)
+        eager, atomic = self.runtime.policy(request, names)
         if atomic:
-            work.set_atomic()
+            await self.runtime.set_atomic(work)
         if eager:
             await self.runtime.connect(work)
 
@@ -145,7 +164,11 @@ async def answer(problem: Problem, send: Send) -> None:
 
 
 class LifespanMiddleware:
-    """Start the databases before the application starts, close them after it has stopped."""
+    """Start the databases before the application starts, close them after it has stopped.
+
+    What the application does at its start and at its end runs in a scope each, so that a query there holds no connection
+    for the application's life.
+    """
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self.app = app
@@ -162,38 +185,58 @@ class LifespanMiddleware:
         except Exception as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             raise
-        await self._application(scope, receive, send)
+        await _Lifespan(self.runtime, receive, send).run(self.app, scope)
 
-    async def _application(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        told_startup = answered_startup = stopped = False
 
-        async def receive_once_more() -> Message:
-            nonlocal told_startup
-            if not told_startup:
-                told_startup = True
-                return {"type": "lifespan.startup"}
-            return await receive()
+class _Lifespan:
+    """One run of an application's lifespan, the databases being started."""
 
-        async def send_after_us(message: Message) -> None:
-            nonlocal answered_startup, stopped
-            answered_startup = True
-            if message["type"] != "lifespan.startup.complete":  # failed, or the shutdown's end
-                stopped = True
-                await self.runtime.stop_async()
-            await send(message)
+    def __init__(self, runtime: Runtime, receive: Receive, send: Send) -> None:
+        self._runtime = runtime
+        self._receive = receive
+        self._send = send
+        self._phase: Scope | None = None
+        self._told_startup = self._answered = self._stopped = False
 
+    async def run(self, app: ASGIApp, scope: MutableMapping[str, Any]) -> None:
         try:
-            await self.app(scope, receive_once_more, send_after_us)
-        except Exception:
-            if answered_startup:
-                if not stopped:
-                    await self.runtime.stop_async()
-                raise
-        if not answered_startup:  # it knows no lifespan
-            await send({"type": "lifespan.startup.complete"})
-            await receive()  # lifespan.shutdown
-            await self.runtime.stop_async()
-            await send({"type": "lifespan.shutdown.complete"})
+            try:
+                await app(scope, self.receive, self.send)
+            except Exception:
+                if self._answered:
+                    raise  # else it knows no lifespan
+            if not self._answered:
+                self._leave_phase()
+                await self._send({"type": "lifespan.startup.complete"})
+                await self._receive()  # lifespan.shutdown
+                await self._stop()
+                await self._send({"type": "lifespan.shutdown.complete"})
+        finally:
+            await self._stop()
+
+    async def receive(self) -> Message:
+        message: Message = await self._receive() if self._told_startup else {"type": "lifespan.startup"}
+        self._phase = self._runtime.begin("the application's " + ("end" if self._told_startup else "start"))
+        self._told_startup = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        self._answered = True
+        self._leave_phase()
+        if message["type"] != "lifespan.startup.complete":  # failed, or the shutdown's end
+            await self._stop()
+        await self._send(message)
+
+    def _leave_phase(self) -> None:
+        phase, self._phase = self._phase, None
+        if phase is not None:
+            self._runtime.end(phase)
+
+    async def _stop(self) -> None:
+        self._leave_phase()
+        if not self._stopped:
+            self._stopped = True
+            await self._runtime.stop_async()
 
 
 class PeeweeMiddleware:

@@ -77,7 +77,7 @@ class Runtime:
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
         self._drained: Callable[[], object] | None = None
-        self._started = False
+        self._running = 0  # applications that have started: one `Peewee` may serve several
         if database is not None:
             self.configure()
 
@@ -238,6 +238,16 @@ class Runtime:
         finally:
             self.end(scope)
 
+    async def set_atomic(self, scope: Scope) -> None:
+        """Wrap what follows in a transaction per database, without blocking the event loop.
+
+        Raises: what BEGIN raises, on a connection that is open already; else it begins with the first query.
+        """
+        if scope.connected:
+            await self.runner.run(scope, scope.set_atomic)
+        else:
+            scope.set_atomic()
+
     async def connect(self, scope: Scope) -> None:
         """Connect eagerly without blocking the event loop.
 
@@ -261,6 +271,8 @@ class Runtime:
     def start(self) -> None:
         """Check that the databases answer and create tables, by option. Blocks; `start_async` does not.
 
+        Each call wants its `stop`; only the first start and the last stop do anything.
+
         Raises: `DatabaseUnavailable` with ``check="fail"``; `ConfigurationError`.
         """
         states = self.states
@@ -271,12 +283,13 @@ class Runtime:
                 raise ConfigurationError(
                     f"{display_name(database)}: the database is deferred. Call `db.init(...)` before the application starts."
                 )
-        for alias, database in self.databases.items():
-            self._check(alias, unwrap(database))
-        if not self._started:
-            self._started = True
+        if not self._running:
+            for alias, database in self.databases.items():
+                _open_pool(unwrap(database))
+                self._check(alias, unwrap(database))
             for state in states:
                 state.users += 1
+        self._running += 1
 
     def _check(self, alias: str, database: Any) -> None:
         models = [model for model in self.options.create_tables if unwrap(model._meta.database) is database]
@@ -297,6 +310,8 @@ class Runtime:
 
     def stop(self) -> None:
         """Wait for the units of work in flight, then close the pools. Blocks for `close_timeout` seconds at most."""
+        if not self._is_last_stop():
+            return
         drained = threading.Event()
         self._drained = drained.set
         try:
@@ -312,6 +327,8 @@ class Runtime:
 
     async def stop_async(self) -> None:
         """Do what `stop` does from an event loop, without blocking it."""
+        if not self._is_last_stop():
+            return
         drained = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._drained = functools.partial(loop.call_soon_threadsafe, drained.set)
@@ -324,6 +341,10 @@ class Runtime:
             self._drained = None
         await asyncio.wrap_future(background.submit(self._close_pools))
 
+    def _is_last_stop(self) -> bool:
+        self._running -= 1
+        return self._running <= 0
+
     def _close_pools(self) -> None:
         if self.live:
             logger.warning(
@@ -334,13 +355,19 @@ class Runtime:
         if self._runner is not None:
             self._runner.close()
             self._runner = None
-        if not self._started:
+        if self._running < 0:
+            self._running = 0  # never started: what it did not open it does not close
             return
-        self._started = False
         for state in self.states:
             state.users -= 1
             if state.users == 0:  # another application of this process may use the same database
                 _close_pool(state.database)
+
+
+def _open_pool(database: Any) -> None:
+    pool = getattr(database, "pool", None)
+    if pool is not None:
+        pool.open()  # an application may start again after it has stopped, as in tests
 
 
 def _close_pool(database: Any) -> None:
