@@ -37,6 +37,8 @@ __all__ = ["Engine"]
 
 FOLD_AT = 512  # samples of use time that may pile up before somebody sorts them into the histogram
 
+JUST_NOW = 1.0  # seconds for which a connection that was used, opened or pinged is handed to a waiter without a ping
+
 
 class Engine:
     """Slots, queue and hand-off. ``dispatch`` receives jobs, outside the lock, in any thread.
@@ -83,6 +85,7 @@ class Engine:
         "options",
         "refill",
         "replacing",
+        "rested",
         "retry_at",
         "revisit_wanted",
         "samples",
@@ -112,6 +115,7 @@ class Engine:
         self.generation = 0
         self.generation_reason = ""
         self.idle: deque[Entry] = deque()
+        self.rested: deque[Entry] = deque()  # idle for long, set aside until a ping has told about one of them
         self.held: dict[int, Entry] = {}  # by id(); safe, because the entry keeps the object alive
         self.waiters: OrderedDict[Waiter, None] = OrderedDict()
         self.granted: dict[Waiter, Entry] = {}
@@ -278,6 +282,9 @@ class Engine:
         while self.inbox:
             kind, subject, reason = self.inbox.popleft()
             self._message(kind, subject, reason, turn)
+        if self.rested and not self.checking:
+            self.idle.extend(self.rested)
+            self.rested.clear()
         while self.idle and (self.closed if self.shut else self.waiters):
             try:
                 entry = self._pop()
@@ -285,6 +292,16 @@ class Engine:
                 break
             if self.closed:
                 self.retire(entry, "the pool is closed", turn)
+                continue
+            if entry.generation != self.generation:
+                self.retire(entry, self.generation_reason, turn)
+                continue
+            if self._clock() - entry.since >= max(self._ping_after, JUST_NOW):
+                # One ping per waiter: its outcome says what the others are worth.
+                if len(self.checking) < len(self.waiters):
+                    self._message(CHECK, entry, "idle for long", turn)
+                else:
+                    self.rested.append(entry)
                 continue
             waiter = next(iter(self.waiters))
             self.granted[waiter] = entry
@@ -582,6 +599,8 @@ class Engine:
         mine = Turn([], [])
 
         def change(_turn: Turn) -> None:
+            self.idle.extend(self.rested)
+            self.rested.clear()
             while self.idle:
                 try:
                     self.retire(self._pop(), reason, mine)

@@ -27,7 +27,7 @@ def backoff(failures: int) -> float:
 def connects_wanted(engine: Engine, now: float) -> float:
     """Say how many connects to start now. The caller holds the lock."""
     options = engine.options
-    missing = 0
+    missing: float = 0
     if now >= engine.retry_at:
         missing = max(engine.refill, options.min_connections - (len(engine.entries) - len(engine.closing)))
     queue = 0 if engine.shut else len(engine.waiters)
@@ -41,7 +41,9 @@ def connects_wanted(engine: Engine, now: float) -> float:
         if engine.connecting:
             engine.revisit_wanted = now + patience
         return max(missing, 0)
-    if engine.held or engine.granted:
+    # Counted by what it is not: a connection on its way from hand to hand is in neither `held` nor `idle`.
+    live = len(engine.entries) - len(engine.connecting) - len(engine.checking) - len(engine.closing)
+    if live > 0:
         if now < engine.retry_at:  # connecting fails, but there is something to wait for
             engine.revisit_wanted = engine.retry_at
             return 0
@@ -50,8 +52,9 @@ def connects_wanted(engine: Engine, now: float) -> float:
         # queue makes the pool grow.
         engine.fold()
         cost = engine.connect_estimate
-        uses = (max(engine.use_estimate, now - entry.since, 1e-6) for entry in snapshot(engine.held.values()))
-        supply = sum(cost / use for use in uses)
+        ages = [now - entry.since for entry in snapshot(engine.held.values())]
+        ages += [0.0] * (live - len(ages))
+        supply = sum(cost / max(engine.use_estimate, age, 1e-6) for age in ages)
         engine.revisit_wanted = now + min(max(cost / 4, 0.002), 0.25)
         return max(short - supply, 0 if fresh else 1, missing)
     if options.on_connect_error == "retry" and now < engine.retry_at:

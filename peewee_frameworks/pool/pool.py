@@ -554,7 +554,7 @@ class Pool:
 
         def read(_turn: Turn) -> PoolStats:
             numbers = [len(group) for group in (engine.connecting, engine.checking, engine.closing)]
-            idle, total = len(engine.idle), len(engine.entries)
+            idle, total = len(engine.idle) + len(engine.rested), len(engine.entries)
             used = total - idle - sum(numbers)  # on its way between idle and used counts as used
             counters, use = dict(recorder.counters), recorder.use.freeze()
             return PoolStats(
