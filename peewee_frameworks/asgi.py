@@ -46,7 +46,7 @@ class ScopeMiddleware:
             return
         outer: Scope | None = scope.get(SCOPE_KEY)
         if outer is not None and all(state in outer.frames for state in self.runtime.states):
-            scope.setdefault(self.key, outer)
+            scope.setdefault(self.key, self._owner(outer))
             await self.app(scope, receive, send)
             return
         method = "websocket" if scope["type"] == "websocket" else f"request {scope['method']}"
@@ -58,6 +58,13 @@ class ScopeMiddleware:
             # Nothing here awaits, so a cancelled request gives its connection back too.
             self.runtime.end(work)
             scope[SCOPE_KEY] = outer
+
+    def _owner(self, scope: Scope) -> Scope:
+        """Return the scope among those around that opened our databases; the others only pass them on."""
+        state = self.runtime.states[0]
+        while scope.parent is not None and state in scope.parent.frames:
+            scope = scope.parent
+        return scope
 
 
 class CommitFailed(Exception):
@@ -85,16 +92,17 @@ class RequestMiddleware:
         self.app = app
         self.runtime = runtime
         self.key = work_key(runtime)
+        self.taken = f"{self.key}.taken"
         self.request_class = request_class
         self.names = names
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Run the application with the options that hold for this request."""
         work: Scope | None = scope.get(self.key)
-        if work is None:
+        if work is None or self.taken in scope:
             await self.app(scope, receive, send)
             return
-        scope[self.key] = None  # taken: the same middleware further in, or of a sub-application, must not do it again
+        scope[self.taken] = True  # the same middleware further in, or of a sub-application, must not do it again
         if scope["type"] == "http":
             await self._http(work, scope, receive, send)
         else:

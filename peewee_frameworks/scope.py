@@ -35,7 +35,7 @@ class Scope:
     uses `connection_scope`.
     """
 
-    __slots__ = ("_on_idle", "_own", "_token", "frames", "label", "slot")
+    __slots__ = ("_own", "_token", "frames", "label", "parent", "slot")
 
     def __init__(self, states: Iterable[State], label: str, parent: Scope | None = None) -> None:
         """Make a scope for the given databases; the other databases of `parent` stay visible in it.
@@ -46,6 +46,7 @@ class Scope:
             parent: the scope around, if any; never taken from the context variable by itself.
         """
         self.label = label
+        self.parent = parent
         self._own = {state: Frame(state, label, shared=True) for state in states}
         self.frames: Frames = Frames(self, {**parent.frames, **self._own} if parent is not None else dict(self._own))
         self._token: contextvars.Token[Frames | None] | None = None

@@ -1,0 +1,309 @@
+"""Peewee in Starlette: pure ASGI middleware and a lifespan.
+
+::
+
+    orm = Peewee(db)
+    app = Starlette(routes=[...], lifespan=orm.lifespan(), middleware=[orm.middleware()])
+
+or, for an application that exists already, ``orm.init_app(app)``, which installs both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse
+
+from .asgi import LifespanMiddleware, RequestMiddleware, ScopeMiddleware
+from .errors import ConfigurationError
+from .http import HANDLED, problem_for
+from .runtime import Runtime
+from .scope import connection_scope
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+
+    import peewee
+    from starlette.applications import Starlette
+    from starlette.responses import Response
+    from starlette.routing import BaseRoute
+    from starlette.types import ASGIApp, Lifespan, Scope
+
+    from .config import Databases, Predicate
+
+_Result = TypeVar("_Result")
+
+
+class Peewee:
+    """One Peewee connection per request of a Starlette application, given back exactly once.
+
+    One instance may serve several applications; one application may have several instances, one per database or group of
+    databases.
+    """
+
+    def __init__(
+        self,
+        database: Databases | None = None,
+        *,
+        connect: str | None = None,
+        transaction: bool | Predicate | None = None,
+        rollback_on: Collection[int] | Callable[[int], bool] | None = None,
+        exclude: Iterable[str | Predicate] | None = None,
+        release: str | None = None,
+        errors: bool | None = None,
+        check: str | None = None,
+        create_tables: Iterable[type[peewee.Model]] | None = None,
+        run_threads: int | None = None,
+        run_timeout: float | None = None,
+        close_timeout: float | None = None,
+    ) -> None:
+        """Take the databases and options; nothing connects yet. None means the default.
+
+        Args:
+            database: a Peewee database, a `DatabaseProxy`, a URL, or a mapping of aliases to those. None reads
+                ``PEEWEE_DATABASE`` or ``DATABASE_URL`` from the environment when the application is made or starts.
+            connect: ``"lazy"`` (default) connects at the first query, ``"eager"`` before the endpoint runs.
+            transaction: True runs each request in a transaction; a function of the `Request` decides.
+            rollback_on: response statuses on which such a transaction is rolled back; 400 to 599 by default.
+            exclude: requests that are neither connected eagerly nor atomic: patterns for the path or the route's name, or
+                functions of the `Request`.
+            release: ``"response_start"`` (default) or ``"request_end"``.
+            errors: answer a database that is busy or down with 503, `DoesNotExist` with 404, `IntegrityError` with 409,
+                unless the application handles these exceptions itself.
+            check: at start, ``"fail"`` (default), ``"warn"`` or ``"off"``.
+            create_tables: models whose tables are created at start, if missing.
+            run_threads: threads of `run`; by default the size of the largest pool.
+            run_timeout: seconds a unit of work waits to be admitted to `run`; by default the pool's timeout.
+            close_timeout: seconds to wait at the end for requests in flight; 10 by default.
+
+        Raises: `ConfigurationError` for options that cannot work.
+        """
+        self.runtime = Runtime(
+            database,
+            connect=connect,
+            transaction=transaction,
+            rollback_on=rollback_on,
+            exclude=exclude,
+            release=release,
+            errors=errors,
+            check=check,
+            create_tables=create_tables,
+            run_threads=run_threads,
+            run_timeout=run_timeout,
+            close_timeout=close_timeout,
+        )
+
+    # -- databases ----------------------------------------------------------------------------------------------------
+
+    @property
+    def database(self) -> Any:
+        """The default database; a proxy for it as long as the configuration has not been read."""
+        return self.runtime.database
+
+    @property
+    def databases(self) -> dict[str, Any]:
+        """Alias → database."""
+        return self.runtime.databases
+
+    def __getitem__(self, alias: str) -> Any:
+        """Return the database with this alias; `ConfigurationError` if there is none."""
+        return self.runtime.get(alias)
+
+    @property
+    def Model(self) -> Any:  # noqa: N802 - it is a class
+        """The base class for models bound to the default database."""
+        return self.database.Model
+
+    def scope(self, label: str | None = None) -> connection_scope:
+        """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
+        return connection_scope(*(self.databases.values() or [self.database]), label=label)
+
+    async def run(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+        """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.
+
+        Raises: what the function raises; `PoolTimeout` if it was not admitted in time.
+        """
+        return await self.runtime.run(function, *args, **kwargs)
+
+    # -- installing ---------------------------------------------------------------------------------------------------
+
+    def init_app(self, app: Starlette) -> None:
+        """Install everything: scope, options and error responses, and the lifespan in front of the application's own.
+
+        Raises: `ConfigurationError` if this was done before, if the application has started, if no database is known.
+        """
+        if self in _installed(app):
+            raise ConfigurationError(
+                f"init_app() was called twice on {_title(app)}. Call it once for each application."
+            )
+        if app.middleware_stack is not None:
+            raise ConfigurationError(
+                f"{_title(app)} has started already. Call init_app() where the application is made."
+            )
+        self._configure()
+        _installed(app).append(self)
+        build = app.build_middleware_stack
+
+        def build_middleware_stack() -> ASGIApp:
+            # Now, not above: handlers that the application has registered since go first.
+            self._handle_errors(app)
+            return LifespanMiddleware(self._around(build()), self.runtime)
+
+        app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
+
+    def middleware(self) -> Middleware:
+        """Return the middleware, for ``Starlette(middleware=[orm.middleware()])``; put it first.
+
+        Handlers for 500 run outside all of Starlette's middleware, so without `lifespan` or `init_app` they query outside
+        the request's scope.
+        """
+        return Middleware(self._layers)
+
+    def lifespan(self, mine: Callable[[Any], Any] | None = None) -> Lifespan[Any]:
+        """Return a lifespan that starts the databases, runs yours, and closes the databases after it.
+
+        Your code before and after ``yield`` runs in a scope each, so what it queries holds no connection meanwhile.
+
+        Args:
+            mine: an async context manager function of the application, as Starlette takes it.
+        """
+        if mine is not None and not callable(mine):
+            raise ConfigurationError(f"lifespan({mine!r}): give a function of the application.")
+        own = contextlib.asynccontextmanager(mine) if inspect.isasyncgenfunction(mine) else mine
+
+        @contextlib.asynccontextmanager
+        async def lifespan(app: Any) -> AsyncIterator[Any]:
+            self._configure()
+            self._install_late(app)
+            await self.runtime.start_async()
+            try:
+                async with _Phases(own(app) if own is not None else contextlib.nullcontext(), self.runtime) as state:
+                    yield state
+            finally:
+                await self.runtime.stop_async()
+
+        return lifespan
+
+    def _configure(self) -> None:
+        if not self.runtime.configured:
+            self.runtime.configure()
+
+    def _layers(self, app: ASGIApp) -> ASGIApp:
+        self._configure()
+        return ScopeMiddleware(self._requests(app), self.runtime)
+
+    def _requests(self, app: ASGIApp) -> ASGIApp:
+        return RequestMiddleware(app, self.runtime, Request, _names)
+
+    def _around(self, stack: ASGIApp) -> ASGIApp:
+        """Put the scope around a middleware stack, so that handlers for 500 run in it, and the rest just inside them.
+
+        Inside, because a COMMIT that fails must reach those handlers.
+        """
+        layer: Any = stack
+        while layer is not None and not isinstance(layer, ServerErrorMiddleware):
+            layer = getattr(layer, "app", None)
+        if layer is None:
+            return self._layers(stack)
+        layer.app = self._requests(layer.app)
+        return ScopeMiddleware(stack, self.runtime)
+
+    def _install_late(self, app: Any) -> None:
+        """Do at start what `init_app` would have done; by then the stack is built."""
+        stack = getattr(app, "middleware_stack", None)
+        if stack is not None and self not in _installed(app):
+            _installed(app).append(self)
+            app.middleware_stack = self._around(stack)
+
+    # -- errors ---------------------------------------------------------------------------------------------------------
+
+    def _handle_errors(self, app: Starlette) -> None:
+        if self.runtime.options.errors:
+            for error in HANDLED:
+                ancestors = (cls for cls in error.__mro__ if cls.__module__ != "builtins")
+                if not any(cls in app.exception_handlers for cls in ancestors):
+                    app.exception_handlers[error] = _respond
+
+
+async def _respond(request: HTTPConnection, error: Exception) -> Response:
+    """Answer as the application answers an `HTTPException` of that status."""
+    problem = problem_for(error)
+    if problem is None or not isinstance(request, Request):
+        raise error
+    exception = HTTPException(problem.status, problem.detail, problem.headers)
+    handlers = request.app.exception_handlers
+    handler = handlers.get(problem.status) or handlers.get(HTTPException)
+    if handler is None:
+        return PlainTextResponse(problem.detail, problem.status, problem.headers)
+    if inspect.iscoroutinefunction(handler):
+        answer = await handler(request, exception)
+    else:
+        answer = await run_in_threadpool(handler, request, exception)
+    response: Response = answer
+    return response
+
+
+class _Phases:
+    """An application's lifespan whose start and end run in a scope each, and what is between them in none."""
+
+    def __init__(self, context: Any, runtime: Runtime) -> None:
+        self._context = context
+        self._runtime = runtime
+
+    async def __aenter__(self) -> Any:
+        with self._phase("start"):
+            return await self._context.__aenter__()
+
+    async def __aexit__(self, *exc_info: object) -> Any:
+        with self._phase("end"):
+            return await self._context.__aexit__(*exc_info)
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        scope = self._runtime.begin(f"the application's {name}")
+        try:
+            yield
+        finally:
+            self._runtime.end(scope)
+
+
+def _installed(app: Starlette) -> list[Peewee]:
+    """Return the instances that are installed in an application."""
+    if not hasattr(app.state, "peewee_instances"):
+        app.state.peewee_instances = []
+    installed: list[Peewee] = app.state.peewee_instances
+    return installed
+
+
+def _title(app: Starlette) -> str:
+    title = getattr(app, "title", None)
+    return f"the {type(app).__name__} application" + (f" {title!r}" if title else "")
+
+
+def _names(scope: Scope) -> list[str]:
+    """Return what `exclude` patterns are matched against: the path, and the name of the route that will serve it."""
+    path = scope["path"]
+    route_path = path.removeprefix(scope.get("root_path", "")) or "/"
+    names = [path, route_path]
+    for route in _routes(getattr(scope.get("app"), "routes", ())):
+        regex, methods = getattr(route, "path_regex", None), getattr(route, "methods", None)
+        if regex is not None and regex.match(route_path) and (not methods or scope["method"] in methods):
+            names.append(str(getattr(route, "name", "")))
+            break
+    return names
+
+
+def _routes(routes: Iterable[BaseRoute]) -> Iterator[Any]:
+    for route in routes:
+        included = getattr(route, "effective_route_contexts", None)
+        if included is None:
+            yield route
+        else:  # FastAPI includes routers lazily
+            yield from (inner.starlette_route or inner for inner in included())
