@@ -180,14 +180,15 @@ class Runtime:
         if not self.live and self._drained is not None:
             self._drained()
 
-    def policy(self, request: Any, names: Iterable[str]) -> tuple[bool, bool]:
+    def policy(self, request: Any, names: Iterable[str], options: Options | None = None) -> tuple[bool, bool]:
         """Decide for a request: (connect eagerly?, atomic?).
 
         Args:
             request: the framework's request, for predicates.
             names: what `exclude` patterns are matched against: path, endpoint, route and blueprint names.
+            options: those of a part of the application (a blueprint), here and below; None is the application's own.
         """
-        options = self.options
+        options = options or self.options
         eager = options.connect == "eager" or (
             options.connect is None and not all(state.database.autoconnect for state in self._states)
         )
@@ -197,28 +198,28 @@ class Runtime:
             return False, False
         return eager, options.is_atomic(request)
 
-    def complete(self, scope: Scope, status: int) -> None:
+    def complete(self, scope: Scope, status: int, options: Options | None = None) -> None:
         """Commit or roll back an atomic request, and release early: to be called before the first byte of the response.
 
         Raises: what a COMMIT raised; no byte may have been sent then.
         """
         if scope.has_transaction:
-            scope.complete(self._error_for(status))
-        self.release_early(scope)
+            scope.complete(self._error_for(status, options))
+        self.release_early(scope, options)
 
-    async def complete_async(self, scope: Scope, status: int) -> None:
+    async def complete_async(self, scope: Scope, status: int, options: Options | None = None) -> None:
         """Do what `complete` does without blocking the event loop."""
         if scope.has_transaction:
-            await scopes.complete(scope, self._error_for(status))
-        self.release_early(scope)
+            await scopes.complete(scope, self._error_for(status, options))
+        self.release_early(scope, options)
 
-    def release_early(self, scope: Scope) -> None:
+    def release_early(self, scope: Scope, options: Options | None = None) -> None:
         """Give back what is idle, by option; at the first byte and between the parts of a stream."""
-        if self.options.release == "response_start":
+        if (options or self.options).release == "response_start":
             scope.release_early()
 
-    def _error_for(self, status: int) -> ErrorStatus | None:
-        return ErrorStatus(str(status)) if self.options.rolls_back(status) else None
+    def _error_for(self, status: int, options: Options | None) -> ErrorStatus | None:
+        return ErrorStatus(str(status)) if (options or self.options).rolls_back(status) else None
 
     # -- async code -----------------------------------------------------------------------------------------------------
 
