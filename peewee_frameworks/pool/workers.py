@@ -56,11 +56,12 @@ class Workers:
         try:
             self._free.pop()
         except IndexError:
-            threading.Thread(target=self._run, args=(work,), name="peewee-pool-worker", daemon=True).start()
-        else:
-            self._work.put(work)
+            # Not through ``args``: a thread keeps those, and with them the pool, for as long as it lives.
+            threading.Thread(target=self._run, name="peewee-pool-worker", daemon=True).start()
+        self._work.put(work)
 
-    def _run(self, work: Callable[[], None]) -> None:
+    def _run(self) -> None:
+        work = self._work.get()
         while True:
             try:
                 work()
@@ -99,16 +100,16 @@ class Maintainer:
             self._startable.append(None)
 
     def _run(self) -> None:
-        due: dict[weakref.ref[Any], float] = {}
+        due: dict[int, tuple[weakref.ref[Any], float]] = {}  # by id(): a weak reference to the dead has no hash
         while True:
             self._receive(due)
             now = time.monotonic()
-            for ref in [ref for ref, at in due.items() if at <= now]:
+            for key, (ref, _) in [item for item in due.items() if item[1][1] <= now]:
                 at = self._maintain(ref)
                 if at is None:
-                    del due[ref]
+                    del due[key]
                 else:
-                    due[ref] = at
+                    due[key] = ref, at
             if not due and self._messages.empty():
                 self._startable.append(None)
                 if self._messages.empty():
@@ -118,12 +119,12 @@ class Maintainer:
                 except IndexError:
                     return
 
-    def _receive(self, due: dict[weakref.ref[Any], float]) -> None:
-        wait = max(0.0, min(due.values()) - time.monotonic()) if due else 0.0
+    def _receive(self, due: dict[int, tuple[weakref.ref[Any], float]]) -> None:
+        wait = max(0.0, min(at for _, at in due.values()) - time.monotonic()) if due else 0.0
         try:
             ref, at = self._messages.get(timeout=min(wait, 3600.0))
             while True:
-                due[ref] = min(at, due.get(ref, at))
+                due[id(ref)] = ref, min(at, due.get(id(ref), (ref, at))[1])
                 ref, at = self._messages.get_nowait()
         except queue.Empty:
             return
