@@ -100,7 +100,7 @@ class Pool:
             self._engine = engine
             self._watch = self._watching()
             watch_forks(self)
-            runtime().maintainer.schedule(self, self._clock())
+            runtime().maintainer.schedule(self)
         return engine
 
     def _make_engine(self) -> Engine:
@@ -135,7 +135,7 @@ class Pool:
             engine.retry_at = 0.0
 
         engine.locked(change)
-        runtime().maintainer.schedule(self, self._clock())
+        runtime().maintainer.schedule(self)
         if wait is None:
             return
         # Waiting for one's own warm-up is waiting for nothing else: look at short intervals instead of queueing.
@@ -480,7 +480,7 @@ class Pool:
 
         engine.locked(change)
         self._watch = self._watching()
-        runtime().maintainer.schedule(self, self._clock())
+        runtime().maintainer.schedule(self)
 
     def invalidate_all(self, reason: str) -> None:
         """Let every connection opened so far die: the idle ones now, the others when they come back."""
@@ -532,7 +532,7 @@ class Pool:
         """Do the upkeep that is due; called by the maintainer.
 
         Returns:
-            The monotonic time of the next upkeep, or ``None`` when there is nothing to look after.
+            The seconds until the next upkeep, or ``None`` when there is nothing to look after.
         """
         engine = self._engine
         if engine is None:
@@ -620,7 +620,7 @@ class Pool:
     # -- work in the background ---------------------------------------------------------------------------------
 
     def _revisit(self, at: float) -> None:
-        runtime().maintainer.schedule(self, at)
+        runtime().maintainer.schedule(self, max(0.0, at - self._clock()))
 
     def _dispatch(self, jobs: list[Job]) -> None:
         """Hand jobs to the workers; what cannot be handed over, because the interpreter ends, is done here."""

@@ -36,7 +36,7 @@ class Upkeep:
         self._reported_failing = 0.0
 
     def run(self, pool: Pool, engine: Engine, now: float) -> float | None:
-        """Do what is due, and return when to come again; ``None`` when there is nothing left to look after."""
+        """Do what is due, and return in how many seconds to come again; ``None`` when there is nothing left to look after."""
         self._give_up_hanging(pool, engine, now)
         reap(engine, now, pool._reaped)
         self._serve_stranded(engine)
@@ -52,7 +52,7 @@ class Upkeep:
         engine.locked(change)  # plans connects too, min_connections among them
         if engine.closed and not engine.entries:
             return None
-        return now + max(min(nap), 0.005)
+        return max(min(nap), 0.005)
 
     def reconnect_is_overdue(self, lasting: float, patience: float) -> bool:
         """Say whether a chain of failures has lasted for another ``patience`` seconds since it was last reported."""

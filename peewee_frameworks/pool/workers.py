@@ -30,7 +30,7 @@ class Maintained(Protocol):
     """What the maintainer looks after."""
 
     def maintain(self) -> float | None:
-        """Do what is due; return the monotonic time of the next call, or ``None`` for never."""
+        """Do what is due; return the seconds until the next call, or ``None`` for never."""
 
     def after_fork(self) -> None:
         """Forget, in a forked child, what belongs to the parent."""
@@ -87,9 +87,9 @@ class Maintainer:
         self._messages: queue.SimpleQueue[tuple[weakref.ref[Any], float]] = queue.SimpleQueue()
         self._startable: deque[None] = deque([None])  # who pops this runs the thread
 
-    def schedule(self, subject: Maintained, at: float) -> None:
-        """Have ``subject`` maintained at the monotonic time ``at``, if not earlier anyway."""
-        self._messages.put((weakref.ref(subject), at))
+    def schedule(self, subject: Maintained, delay: float = 0.0) -> None:
+        """Have ``subject`` maintained in ``delay`` seconds, if not earlier anyway."""
+        self._messages.put((weakref.ref(subject), time.monotonic() + delay))
         try:
             self._startable.pop()
         except IndexError:
@@ -135,7 +135,8 @@ class Maintainer:
         if subject is None:
             return None
         try:
-            return float(at) if (at := subject.maintain()) is not None else None
+            delay = subject.maintain()
+            return None if delay is None else time.monotonic() + delay
         except Exception:
             logger.exception("The upkeep of a connection pool failed; it goes on.")
             return time.monotonic() + 1.0
