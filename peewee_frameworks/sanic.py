@@ -1,0 +1,500 @@
+"""Peewee in Sanic: an extension, or a blueprint.
+
+::
+
+    orm = Peewee(db)
+    app = Sanic("shop")
+    orm.init_app(app)  # or: app.blueprint(orm.blueprint("db", url_prefix="/db"))
+
+`init_app` puts a mixin before the class of the application, which handles each request inside a scope. Signals would be the
+other way; dispatching the two that begin and end a request costs a fifth of a bare request, and they need three more to miss
+no stream, websocket, timeout or disconnect. A block around the whole misses none of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import peewee
+from sanic import Blueprint, Request, Sanic
+from sanic.exceptions import NotFound, SanicException, ServiceUnavailable
+from sanic.http import Stage
+
+from .asgi import SCOPE_KEY
+from .config import Options
+from .errors import ConfigurationError
+from .http import problem_for
+from .runtime import Runtime
+from .scope import connection_scope
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+
+    from sanic.blueprints import BlueprintGroup
+    from sanic.handlers import ErrorHandler
+    from sanic.response import BaseHTTPResponse
+    from sanic_routing import Route
+
+    from .config import Databases, Predicate
+    from .scope import Scope
+
+logger = logging.getLogger("peewee_frameworks")
+
+_Result = TypeVar("_Result")
+
+# Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
+_FIRST = 1_000_000
+
+
+class Peewee:
+    """One Peewee connection per request of a Sanic application, given back exactly once.
+
+    One instance may serve several applications; one application may have several instances, one per database or group of
+    databases.
+    """
+
+    def __init__(
+        self,
+        database: Databases | None = None,
+        *,
+        connect: str | None = None,
+        transaction: bool | Predicate | None = None,
+        rollback_on: Collection[int] | Callable[[int], bool] | None = None,
+        exclude: Iterable[str | Predicate] | None = None,
+        release: str | None = None,
+        errors: bool | None = None,
+        check: str | None = None,
+        create_tables: Iterable[type[peewee.Model]] | None = None,
+        run_threads: int | None = None,
+        run_timeout: float | None = None,
+        close_timeout: float | None = None,
+    ) -> None:
+        """Take the databases and options; nothing connects yet. None means what the application's config says, or the default.
+
+        Args:
+            database: a Peewee database, a `DatabaseProxy`, a URL, or a mapping of aliases to those. None reads
+                ``PEEWEE_DATABASE`` from ``app.config`` (so ``SANIC_PEEWEE_DATABASE`` from the environment), then
+                ``PEEWEE_DATABASE`` and ``DATABASE_URL`` from the environment, in `init_app`.
+            connect: ``"lazy"`` (default) connects at the first query, ``"eager"`` before request middleware and handler,
+                without blocking the event loop.
+            transaction: True runs each request in a transaction; a function of the `Request` decides. Committed before the
+                first byte of the response.
+            rollback_on: response statuses on which such a transaction is rolled back; 400 to 599 by default.
+            exclude: requests that are neither connected eagerly nor atomic: patterns for the path, the endpoint
+                (``"blog.show"``) or the blueprint, or functions of the `Request`.
+            release: ``"response_start"`` (default) or ``"request_end"``.
+            errors: answer a database that is busy or down with 503, `DoesNotExist` with 404, `IntegrityError` with 409;
+                exception handlers of the application go before.
+            check: at start, ``"fail"`` (default), ``"warn"`` or ``"off"``.
+            create_tables: models whose tables are created at start, if missing.
+            run_threads: threads of `run`; by default the size of the largest pool.
+            run_timeout: seconds a unit of work waits to be admitted to `run`; by default the pool's timeout.
+            close_timeout: seconds to wait at the end for requests in flight; 10 by default.
+
+        Raises: `ConfigurationError` for options that cannot work.
+        """
+        self.runtime = Runtime(
+            database,
+            connect=connect,
+            transaction=transaction,
+            rollback_on=rollback_on,
+            exclude=exclude,
+            release=release,
+            errors=errors,
+            check=check,
+            create_tables=create_tables,
+            run_threads=run_threads,
+            run_timeout=run_timeout,
+            close_timeout=close_timeout,
+        )
+        self._policies: list[tuple[Blueprint | BlueprintGroup, dict[str, Any]]] = []
+        # By the name of the route, which begins with that of its application.
+        self._of_route: dict[str, tuple[list[str], Options]] = {}
+
+    # -- databases ----------------------------------------------------------------------------------------------------
+
+    @property
+    def database(self) -> Any:
+        """The default database; a proxy for it as long as the configuration has not been read."""
+        return self.runtime.database
+
+    @property
+    def databases(self) -> dict[str, Any]:
+        """Alias → database."""
+        return self.runtime.databases
+
+    def __getitem__(self, alias: str) -> Any:
+        """Return the database with this alias; `ConfigurationError` if there is none."""
+        return self.runtime.get(alias)
+
+    @property
+    def Model(self) -> Any:  # noqa: N802 - it is a class
+        """The base class for models bound to the default database."""
+        return self.database.Model
+
+    def scope(self, label: str | None = None) -> connection_scope:
+        """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
+        return connection_scope(*(self.databases.values() or [self.database]), label=label)
+
+    async def run(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+        """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.
+
+        Raises: what the function raises; `PoolTimeout` if it was not admitted in time.
+        """
+        return await self.runtime.run(function, *args, **kwargs)
+
+    async def connection(self, request: Request) -> peewee.Database:
+        """Give the default database; what sanic-ext injects where a handler asks for a `peewee.Database`.
+
+        It takes no connection: that is taken at the first query, and given back with the response.
+
+        Raises: `ConfigurationError` if `init_app` was forgotten.
+        """
+        if self not in _installed(request.app):
+            raise ConfigurationError(f"{request.app!r}: orm.connection needs `orm.init_app(app)`.")
+        database: peewee.Database = self.database
+        return database
+
+    # -- installing ---------------------------------------------------------------------------------------------------
+
+    def init_app(self, app: Sanic[Any, Any]) -> None:
+        """Install everything: scope, options, error responses, and the start and end of the databases in each worker.
+
+        Raises: `ConfigurationError` if this was done before, if no database is known, for a wrong ``PEEWEE_…`` key.
+        """
+        installed = _installed(app)
+        if self in installed:
+            raise ConfigurationError(f"init_app() was called twice on {app!r}. Call it once for each application.")
+        self.runtime.configure(app.config)
+        if not installed:
+            app.__class__ = _scoped_class(type(app))
+            app.signal("websocket.handler.before", priority=_FIRST)(_watch_websocket)
+        installed.append(self)
+        # In each worker, never in a main_process hook: connections do not survive a fork.
+        app.register_listener(self._start, "before_server_start", priority=_FIRST)
+        app.register_listener(self._stop, "after_server_stop", priority=_FIRST)
+        if self._decides_by_route():
+            _watch_routing(app)
+
+    def blueprint(self, name: str = "peewee", **options: Any) -> Blueprint:
+        """Return a blueprint that installs everything in each application it is registered on.
+
+        Routes may be added to it; the scope is not theirs alone, it serves the whole application.
+
+        Args:
+            name: of the blueprint.
+            options: as Sanic's `Blueprint` takes them: ``url_prefix``, ``host``, ``version``…
+        """
+        return _ExtensionBlueprint(self, name, **options)
+
+    def policy(
+        self,
+        blueprint: Blueprint | BlueprintGroup,
+        *,
+        connect: str | None = None,
+        transaction: bool | Predicate | None = None,
+        rollback_on: Collection[int] | Callable[[int], bool] | None = None,
+        exclude: Iterable[str | Predicate] | None = None,
+        release: str | None = None,
+    ) -> None:
+        """Set options that hold for the routes of one blueprint or group, in place of the application's.
+
+        A blueprint's own go before those of its group, later calls before earlier ones. What is not given stays as it is.
+        ``connect="lazy", transaction=False`` takes a blueprint out. Call it before the application starts.
+
+        Raises: `ConfigurationError` for options that cannot work.
+        """
+        given: dict[str, Any] = {
+            "connect": connect,
+            "transaction": transaction,
+            "rollback_on": rollback_on,
+            "exclude": exclude,
+            "release": release,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        dataclasses.replace(Options(), **given)  # refuse here, not at the first request
+        self._policies.append((blueprint, given))
+        self._of_route.clear()
+        for app in _applications():
+            if self in _installed(app):
+                _watch_routing(app)
+
+    def _decides_by_route(self) -> bool:
+        options = self.runtime.options
+        lazy = all(getattr(database, "autoconnect", False) for database in self.databases.values())
+        return bool(self._policies) or options.transaction is not False or options.connect == "eager" or not lazy
+
+    def _options_of(self, app: Sanic[Any, Any], route: Route) -> tuple[list[str], Options]:
+        """Return what `exclude` may call a route, and the options that hold for it."""
+        known = self._of_route.get(route.name)
+        if known is None:
+            blueprints = [own for own in app.blueprints.values() if any(each is route for each in own.routes)]
+            names = [route.name, route.name.partition(".")[2], route.path, *(own.name for own in blueprints)]
+            given: dict[str, Any] = {}
+            for own in (False, True):  # a group's first, so that its blueprints' own replace them
+                for target, options in self._policies:
+                    if (target in blueprints) if own else any(each in blueprints for each in _members(target)):
+                        given |= options
+            known = self._of_route[route.name] = (names, dataclasses.replace(self.runtime.options, **given))
+        return known
+
+    async def _start(self, app: Sanic[Any, Any]) -> None:
+        if self.runtime.options.errors:
+            _answer_errors(app.error_handler)
+        ext = getattr(app, "_ext", None)  # not `app.ext`, which would set sanic-ext up
+        if ext is not None and ext._injection_registry is not None and peewee.Database not in ext._injection_registry:
+            ext.add_dependency(peewee.Database, self.connection)
+        await self.runtime.start_async()
+
+    async def _stop(self, _: Sanic[Any, Any]) -> None:
+        await self.runtime.stop_async()
+
+
+class _ExtensionBlueprint(Blueprint):
+    __slots__ = ("_orm",)
+
+    def __init__(self, orm: Peewee, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self._orm = orm
+
+    def register(self, app: Sanic[Any, Any], options: dict[str, Any]) -> None:
+        super().register(app, options)  # type: ignore[no-untyped-call]
+        self._orm.init_app(app)
+
+
+# -- requests -----------------------------------------------------------------------------------------------------------
+
+
+class _Scoped:
+    """Mixed into the class of an application that has a `Peewee`."""
+
+    __slots__ = ()
+
+    async def handle_request(self, request: Request) -> None:
+        work = request.ctx.peewee = _Work(request)
+        try:
+            work.begin()
+            await super().handle_request(request)  # type: ignore[misc]
+        finally:
+            request.ctx.peewee = None
+            work.end()
+
+    async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
+        if _work(request) is not None:
+            await super().handle_exception(request, exception, run_middleware)  # type: ignore[misc]
+            return
+        # Sanic answers a malformed head, a timeout and a disconnect from outside `handle_request`.
+        work = request.ctx.peewee = _Work(request)
+        try:
+            work.begin()
+            await super().handle_exception(request, exception, run_middleware)  # type: ignore[misc]
+        finally:
+            request.ctx.peewee = None
+            work.end()
+
+
+@functools.cache
+def _scoped_class(cls: Any) -> Any:
+    same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls)(cls.__name__, (_Scoped, cls), same)
+
+
+class _Part:
+    """What one `Peewee` does for a request."""
+
+    __slots__ = ("frames", "options", "orm", "runtime", "scope")
+
+    def __init__(self, orm: Peewee, scope: Scope) -> None:
+        self.orm = orm
+        self.runtime = orm.runtime
+        self.scope = scope
+        self.frames = scope.own_frames
+        self.options = orm.runtime.options
+
+
+class _Work:
+    """A request's scopes, one for each `Peewee` of the application, the innermost last."""
+
+    __slots__ = ("_parts", "_request", "_send", "_stream")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._parts: list[_Part] = []
+        self._stream: Any = request.stream
+        self._send: Any = None
+
+    def begin(self) -> None:
+        """Open the scopes, and stand where the response's first byte must pass."""
+        request, stream = self._request, self._stream
+        app = request.app
+        outer: Scope | None = request.transport.scope.get(SCOPE_KEY) if app.asgi else None
+        label = f"request {request.method} {request.path}"
+        for orm in app.ctx.peewee:
+            runtime = orm.runtime
+            if outer is None or not all(state in outer.frames for state in runtime.states):
+                outer = runtime.begin(label, outer)
+                self._parts.append(_Part(orm, outer))
+        if hasattr(stream, "response_func"):  # HTTP/1.1, whose `send` is what `response_func` is at the time
+            self._send, stream.response_func = stream.response_func, self._first
+        elif stream is not None:
+            self._send, stream.send = stream.send, self._any
+
+    def end(self) -> None:
+        """Close the scopes; a `begin` that failed has opened some of them only."""
+        for part in reversed(self._parts):
+            part.runtime.end(part.scope)
+
+    async def prepare(self, route: Route) -> None:
+        """Connect eagerly and begin transactions, now that the route is known. Websockets have no transaction."""
+        request = self._request
+        for part in self._parts:
+            names, part.options = part.orm._options_of(request.app, route)
+            if not route.extra.websocket:
+                runtime = part.runtime
+                eager, atomic = runtime.policy(request, (request.path, *names), part.options)
+                if atomic:
+                    await runtime.set_atomic(part.scope)
+                if eager:
+                    await runtime.connect(part.scope)
+
+    def release_early(self) -> None:
+        """Give back what is idle."""
+        for part in self._parts:
+            part.runtime.release_early(part.scope, part.options)
+
+    async def _complete(self) -> None:
+        status = self._stream.response.status
+        for part in reversed(self._parts):
+            if not part.scope.ended:  # else Sanic has cancelled the request and says so to the client
+                await part.runtime.complete_async(part.scope, status, part.options)
+
+    def _first(self, data: bytes, end_stream: bool) -> Awaitable[None]:
+        """Send the head of an HTTP/1.1 response, and of most all the rest."""
+        if end_stream and not any(frame.conn or frame.atomic for part in self._parts for frame in part.frames):
+            sent: Awaitable[None] = self._send(data, end_stream)
+            return sent
+        return self._first_of_more(data, end_stream)
+
+    async def _first_of_more(self, data: bytes, end_stream: bool) -> None:
+        await self._complete()  # if a COMMIT fails, nothing has been sent and Sanic's exception handlers answer
+        await self._send(data, end_stream)
+        stream = self._stream
+        if not end_stream and stream.response_func is not None and not stream.head_only:
+            self._send, stream.response_func = stream.response_func, self._rest
+
+    async def _rest(self, data: bytes, end_stream: bool) -> None:
+        # Before, not after: a slow client makes the sending wait.
+        self.release_early()
+        await self._send(data, end_stream)
+
+    async def _any(self, data: bytes, end_stream: bool) -> None:
+        """Send any part of an ASGI or HTTP/3 response."""
+        if self._stream.stage is Stage.HANDLER:
+            await self._complete()
+        else:
+            self.release_early()
+        await self._send(data, end_stream)
+
+
+def _work(request: Request) -> _Work | None:
+    return getattr(request.ctx, "peewee", None)
+
+
+def _watch_routing(app: Sanic[Any, Any]) -> None:
+    """Let routes decide. Only where some do: dispatching a signal costs more than all else here."""
+    if not getattr(app.ctx, "peewee_watches_routing", False):
+        app.ctx.peewee_watches_routing = True
+        app.signal("http.routing.after", priority=_FIRST)(_route_found)
+
+
+async def _route_found(request: Request, route: Route, **_: Any) -> None:
+    work = _work(request)
+    if work is not None:
+        await work.prepare(route)
+
+
+async def _watch_websocket(request: Request, websocket: Any, **_: Any) -> None:
+    """Between two messages a websocket holds no connection."""
+    work = _work(request)
+    if work is None:
+        return
+    for name in ("recv", "receive", "recv_burst", "send", "ping", "close"):
+        method = getattr(websocket, name, None)
+        if method is not None:
+            setattr(websocket, name, _releasing(work, method))
+    parts = getattr(websocket, "recv_streaming", None)
+    if parts is not None:
+        websocket.recv_streaming = _releasing_iterator(work, parts)
+
+
+def _releasing(work: _Work, method: Any) -> Any:
+    @functools.wraps(method)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        work.release_early()
+        return await method(*args, **kwargs)
+
+    return call
+
+
+def _releasing_iterator(work: _Work, method: Any) -> Any:
+    @functools.wraps(method)
+    async def iterate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        work.release_early()
+        async for part in method(*args, **kwargs):
+            yield part
+            work.release_early()
+
+    return iterate
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------------
+
+
+_KINDS: dict[int, Any] = {404: NotFound, 503: ServiceUnavailable}
+
+
+def _answer_errors(handler: ErrorHandler) -> None:
+    """Answer what no handler of the application has answered: as it answers Sanic's own exception of that status."""
+    default = handler.default
+    if getattr(default, "of_peewee", False):
+        return
+
+    @functools.wraps(default)
+    def answer(request: Request, exception: Exception) -> BaseHTTPResponse:
+        problem = problem_for(exception)
+        if problem is None:
+            return default(request, exception)
+        if problem.status >= 500:  # noqa: PLR2004 - a server error
+            handler.log(request, exception)
+        else:
+            logger.info("%s %s: %s: %s", request.method, request.path, type(exception).__name__, exception)
+        kind = _KINDS.get(problem.status, SanicException)
+        told = kind(problem.detail, headers=problem.headers, quiet=True)
+        told.status_code = problem.status
+        response: BaseHTTPResponse = handler.response(request, told)  # type: ignore[no-untyped-call]
+        return response
+
+    answer.of_peewee = True  # type: ignore[attr-defined]
+    handler.default = answer  # type: ignore[method-assign,assignment]
+
+
+# -- applications -----------------------------------------------------------------------------------------------------------
+
+
+def _installed(app: Sanic[Any, Any]) -> list[Peewee]:
+    """Return the instances that are installed in an application."""
+    if not hasattr(app.ctx, "peewee"):
+        app.ctx.peewee = []
+    installed: list[Peewee] = app.ctx.peewee
+    return installed
+
+
+def _applications() -> Iterable[Sanic[Any, Any]]:
+    return Sanic._app_registry.values()
+
+
+def _members(target: Blueprint | BlueprintGroup) -> Iterable[Blueprint]:
+    return () if isinstance(target, Blueprint) else target.blueprints
