@@ -203,14 +203,15 @@ class Runtime:
 
         Raises: what a COMMIT raised; no byte may have been sent then.
         """
-        if scope.has_transaction:
-            scope.complete(self._error_for(status, options))
+        scope.complete(self._error_for(status, options))  # without a transaction too: what follows is not atomic
         self.release_early(scope, options)
 
     async def complete_async(self, scope: Scope, status: int, options: Options | None = None) -> None:
         """Do what `complete` does without blocking the event loop."""
         if scope.has_transaction:
             await scopes.complete(scope, self._error_for(status, options))
+        else:
+            scope.complete()  # nothing to commit; a query that comes after the first byte is not atomic any more
         self.release_early(scope, options)
 
     def release_early(self, scope: Scope, options: Options | None = None) -> None:
