@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import peewee
 from playhouse.pool import MaxConnectionsExceeded
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
+from . import gevent
 from .drivers import is_clean
 from .errors import DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
 from .frame import Frame, Lineage, current_lineage, running_loop
@@ -167,6 +169,8 @@ class Guarded:
         state = self._state
         if state.orphans:
             state.reap()
+        if "gevent" in sys.modules:
+            gevent.watch(state)
         frame = state.frame()
         frame.enter()
         try:

@@ -97,6 +97,8 @@ class State:
         self._database = weakref.ref(database)
         # How many running applications use the database: the last one to stop closes its pool.
         self.users = 0
+        # What gevent had patched when the database was last checked; see `gevent.watch`.
+        self.world: Any = None
         self.tracks_cursors = isinstance(database, peewee.SqliteDatabase)
         # id(owner) -> (the owner, its record). An id can be used again, so the reference decides.
         self._implicit: dict[int, tuple[weakref.ref[Any], Frame]] = {}

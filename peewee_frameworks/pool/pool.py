@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.errors import (
     ForeignConnection,
-    GeventNotPatched,
     PoolClosed,
     PoolConnectTimeout,
     PoolError,
@@ -29,7 +28,7 @@ from .events import Events
 from .options import PoolOptions, seconds_to_wait
 from .stats import PoolStats, Recorder
 from .upkeep import Upkeep, reap
-from .waiters import TaskWaiter, ThreadWaiter, Waiter, gevent_hub_unpatched, running_loop
+from .waiters import TaskWaiter, ThreadWaiter, Waiter, running_loop
 from .workers import runtime, subjects, watch_forks
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Pool:
         self._engine: Engine | None = None
         self._watch = False  # somebody wants to know about each checkout and checkin
         self._suspended_error = False
-        self._emptied: threading.Event | None = None
+        self._emptied: ThreadWaiter | None = None
         self._seen: Any = None
 
     def __repr__(self) -> str:
@@ -140,7 +139,7 @@ class Pool:
             return
         # Waiting for one's own warm-up is waiting for nothing else: look at short intervals instead of queueing.
         deadline = self._clock() + wait
-        gate = threading.Event()
+        gate = ThreadWaiter(self._clock())  # nobody wakes it
         while len(engine.entries) - len(engine.connecting) < self.options.min_connections:
             if self._clock() >= deadline:
                 raise PoolConnectTimeout(
@@ -159,7 +158,7 @@ class Pool:
         engine = self.engine
         budget = self.options.close_timeout if timeout is None else timeout
         deadline = self._clock() + budget
-        emptied = self._emptied = threading.Event()
+        emptied = self._emptied = ThreadWaiter(self._clock())
         self._shut_down(engine)
         if running_loop() is None:
             while engine.entries and (left := deadline - self._clock()) > 0:
@@ -265,11 +264,6 @@ class Pool:
             raise WouldBlock(
                 f"Pool {self.name!r}: no connection is free at once, and waiting would block the event loop that runs "
                 f"on this thread. Await pool.acquire_async() instead. ({self._numbers()})"
-            )
-        if gevent_hub_unpatched():
-            raise GeventNotPatched(
-                f"Pool {self.name!r}: this greenlet would have to wait, but threading is not patched, so the wait would "
-                "stop the hub. Call gevent.monkey.patch_all() before anything else is imported."
             )
         engine = self.engine
         start = self._clock()
@@ -712,7 +706,7 @@ class Pool:
         entry.conn = None
         emptied = self._emptied
         if emptied is not None:
-            emptied.set()
+            emptied.wake()
 
     def _close_quietly(self, conn: Any) -> None:
         try:

@@ -11,10 +11,12 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from peewee_frameworks.gevent import make_lock
+
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["TaskWaiter", "ThreadWaiter", "Waiter", "gevent_hub_unpatched", "running_loop"]
+__all__ = ["TaskWaiter", "ThreadWaiter", "Waiter", "running_loop"]
 
 
 class Waiter:
@@ -41,13 +43,13 @@ class Waiter:
 
 
 class ThreadWaiter(Waiter):
-    """A thread, or a greenlet under patched threading, asleep on its own lock."""
+    """A thread or greenlet, asleep on its own lock."""
 
     __slots__ = ("_lock",)
 
     def __init__(self, since: float, *, nowait: bool = False) -> None:
         super().__init__(since, nowait=nowait)
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._lock.acquire()
 
     def wake(self) -> None:
@@ -104,25 +106,3 @@ def running_loop() -> Any:
     """Return the event loop that runs on this thread, or ``None``; does not import asyncio for the answer."""
     module = sys.modules.get("asyncio.events")
     return None if module is None else module._get_running_loop()
-
-
-def gevent_hub_unpatched() -> bool:
-    """Say whether this is a greenlet of a running gevent hub while ``threading`` is not patched.
-
-    A wait on a native lock would stop the hub, and with it the greenlet that is going to give the connection back.
-    """
-    hubs = sys.modules.get("gevent._hub_local")
-    if hubs is None:
-        return False
-    hub = hubs.get_hub_if_exists()
-    if hub is None:
-        return False
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        return False
-    current = sys.modules["greenlet"].getcurrent()
-    while current is not None:
-        if current is hub:
-            return True
-        current = current.parent
-    return False

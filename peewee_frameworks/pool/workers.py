@@ -1,8 +1,9 @@
 """The threads behind all pools: workers that connect, ping, roll back and close, and one maintainer.
 
 Everything starts with the first need and in the kind of thread that ``threading`` offers then, so that under gevent's
-patch these are greenlets. Nothing here takes a lock: `Workers.submit` and `Maintainer.schedule` may be called by a
-finaliser that interrupted either of them. All threads are daemons, nobody joins them.
+patch these are greenlets; in a hub whose process is not patched they are made greenlets, see `gevent.unpatched_hub`.
+Nothing here takes a lock: `Workers.submit` and `Maintainer.schedule` may be called by a finaliser that interrupted either
+of them. All threads are daemons, nobody joins them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
+
+from peewee_frameworks.gevent import make_queue, start_thread, unpatched_hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +47,7 @@ class Workers:
 
     def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
         self._idle_seconds = idle_seconds
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], None]] = make_queue()
         self._free: deque[None] = deque()  # one token per idle worker; taking one obliges the taker to put work
 
     def submit(self, work: Callable[[], None]) -> None:
@@ -57,7 +60,7 @@ class Workers:
             self._free.pop()
         except IndexError:
             # Not through ``args``: a thread keeps those, and with them the pool, for as long as it lives.
-            threading.Thread(target=self._run, name="peewee-pool-worker", daemon=True).start()
+            start_thread(self._run, "peewee-pool-worker")
         self._work.put(work)
 
     def _run(self) -> None:
@@ -84,7 +87,7 @@ class Maintainer:
     """One thread that calls `Maintained.maintain` when it is due. It holds weak references and ends without pools."""
 
     def __init__(self) -> None:
-        self._messages: queue.SimpleQueue[tuple[weakref.ref[Any], float]] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[tuple[weakref.ref[Any], float]] = make_queue()
         self._startable: deque[None] = deque([None])  # who pops this runs the thread
 
     def schedule(self, subject: Maintained, delay: float = 0.0) -> None:
@@ -95,7 +98,7 @@ class Maintainer:
         except IndexError:
             return
         try:
-            threading.Thread(target=self._run, name="peewee-pool-maintainer", daemon=True).start()
+            start_thread(self._run, "peewee-pool-maintainer")
         except RuntimeError:  # the interpreter is shutting down: nothing is worth maintaining any more
             self._startable.append(None)
 
@@ -156,9 +159,10 @@ _watching: list[bool] = []
 
 
 def runtime() -> Runtime:
-    """Return the runtime of this process; another one once ``threading`` has been patched."""
-    found = _runtimes.get(threading.Lock)
-    return _runtimes.setdefault(threading.Lock, Runtime()) if found is None else found
+    """Return the runtime that fits the caller; another one once ``threading`` has been patched, or in an unpatched hub."""
+    world = unpatched_hub() or threading.Lock
+    found = _runtimes.get(world)
+    return _runtimes.setdefault(world, Runtime()) if found is None else found
 
 
 def watch_forks(subject: Maintained) -> None:
