@@ -37,7 +37,7 @@ __all__ = ["Engine"]
 
 FOLD_AT = 512  # samples of use time that may pile up before somebody sorts them into the histogram
 
-JUST_NOW = 1.0  # seconds for which a connection that was used, opened or pinged is handed to a waiter without a ping
+JUST_NOW = 0.1  # seconds for which a connection that was used, opened or pinged is handed to a waiter without a ping
 
 
 class Engine:
@@ -87,6 +87,7 @@ class Engine:
         "replacing",
         "rested",
         "retry_at",
+        "returned_at",
         "revisit_wanted",
         "samples",
         "shut",
@@ -136,6 +137,7 @@ class Engine:
         self.last_error: BaseException | None = None
         self.connect_estimate = 0.0
         self.use_estimate = 0.0
+        self.returned_at = 0.0  # when the planning last saw that something had come back
         self.on_samples: Callable[[list[float]], None] | None = None
         self.revisit_wanted = 0.0
         self._serial = 0
@@ -532,11 +534,13 @@ class Engine:
             self.retry_at = now + backoff(self.failures)
             self.revisit_wanted = self.retry_at
             waiter = next(iter(self.waiters), None)
-            # With connections in use the head of the queue is better off waiting for one of them, unless it never
-            # meant to wait.
-            if waiter is not None and (
-                waiter.nowait
-                or (self.options.on_connect_error == "raise" and not (self.held or self.granted or self.checking))
+            # The head of the queue hears of it if this was its own attempt, not one that began before it came. With
+            # connections in use it is better off waiting for one of them, unless it never meant to wait.
+            live = len(self.entries) - len(self.connecting) - len(self.closing)
+            if (
+                waiter is not None
+                and entry.created >= waiter.since
+                and (waiter.nowait or (self.options.on_connect_error == "raise" and not live))
             ):
                 del self.waiters[waiter]
                 waiter.error = error
@@ -622,8 +626,11 @@ class Engine:
 
     # -- samples ------------------------------------------------------------------------------------------------
 
-    def fold(self) -> None:
-        """Sort the piled-up use times away. Lock-free: every sample is popped by exactly one caller."""
+    def fold(self) -> bool:
+        """Sort the piled-up use times away, and say whether there were any.
+
+        Lock-free: every sample is popped by exactly one caller.
+        """
         batch: list[float] = []
         try:
             while len(batch) <= FOLD_AT:
@@ -636,3 +643,4 @@ class Engine:
             self.use_estimate += (mean - self.use_estimate) * (0.3 if self.use_estimate else 1.0)
             if self.on_samples is not None:
                 self.on_samples(batch)
+        return bool(batch)

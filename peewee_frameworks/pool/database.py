@@ -52,7 +52,10 @@ class PooledDatabase(playhouse_pool.PooledDatabase):
         options.update(max_connections=max_connections, stale_timeout=stale_timeout, timeout=timeout)
         self._pool_database: Any = None
         self._pool = Pool(
-            self._open_connection, self._pool_options(PoolOptions(), options), prepare=self._prepare_connection
+            self._open_connection,
+            self._pool_options(PoolOptions(), options),
+            prepare=self._prepare_connection,
+            on_fork=self._forget_connection,
         )
         # Not playhouse's own __init__: it would make locks now, perhaps before a monkey patch.
         super(playhouse_pool.PooledDatabase, self).__init__(database, **kwargs)
@@ -77,7 +80,7 @@ class PooledDatabase(playhouse_pool.PooledDatabase):
         if self._pool.options.pool_name is None and database and "pool_name" not in options:
             options["pool_name"] = _display_name(database)
         self._configure_pool(options)
-        was, self._pool_database = self._pool_database, (database, dict(self.connect_params))
+        was, self._pool_database = self._pool_database, (database, dict(dict.items(self.connect_params)))
         if was is not None and was != self._pool_database:
             self._pool.invalidate_all("init() changed the database")
 
@@ -99,6 +102,9 @@ class PooledDatabase(playhouse_pool.PooledDatabase):
         if self.server_version is None:
             self._set_server_version(conn)
         self._initialize_connection(conn)
+
+    def _forget_connection(self) -> None:
+        self._state.reset()
 
     # -- what Peewee calls --------------------------------------------------------------------------------------
 

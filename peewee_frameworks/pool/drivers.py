@@ -155,6 +155,9 @@ class PyMySQLDriver(Driver):
 
     def close(self, conn: Any, timeout: float) -> None:
         """See `Driver.close`; an already closed connection is closed."""
+        result = conn._result
+        if result is not None and result.unbuffered_active:
+            result.unbuffered_active = False  # or a cursor that is collected later reads from the closed socket
         if conn._sock is not None:
             conn._sock.settimeout(timeout)
             conn.close()

@@ -48,13 +48,16 @@ def connects_wanted(engine: Engine, now: float) -> float:
             engine.revisit_wanted = engine.retry_at
             return 0
         # What is in use comes back: count how often within one connect time, going by how long a use takes on
-        # average, or how long this one has already taken. One connect is started in any case, so that a lasting
-        # queue makes the pool grow.
-        engine.fold()
+        # average, or how long this one has already taken. Where nothing has come back for a whole connect time,
+        # nothing is expected. One connect is started in any case, so that a lasting queue makes the pool grow.
+        if engine.fold():
+            engine.returned_at = now
         cost = engine.connect_estimate
         ages = [now - entry.since for entry in snapshot(engine.held.values())]
         ages += [0.0] * (live - len(ages))
         supply = sum(cost / max(engine.use_estimate, age, 1e-6) for age in ages)
+        if now - max(engine.returned_at, next(iter(engine.waiters)).since) >= cost:
+            supply = 0.0
         engine.revisit_wanted = now + min(max(cost / 4, 0.002), 0.25)
         return max(short - supply, 0 if fresh else 1, missing)
     if options.on_connect_error == "retry" and now < engine.retry_at:

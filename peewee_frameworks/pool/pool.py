@@ -52,6 +52,7 @@ class Pool:
         connect: opens a connection; runs in a background thread, and what it raises reaches a caller.
         options: see `PoolOptions`.
         prepare: runs once for each new connection, after ``connect`` and in the same thread.
+        on_fork: runs in a forked child, where no connection of the parent is to be used.
         driver: chooses the adapter for a connection.
         clock: a monotonic clock; for tests.
     """
@@ -62,6 +63,7 @@ class Pool:
         options: PoolOptions | None = None,
         *,
         prepare: Callable[[Any], Any] | None = None,
+        on_fork: Callable[[], Any] | None = None,
         driver: Callable[[Any], Driver] = driver_of,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,6 +71,7 @@ class Pool:
         self.events = Events()
         self._connect = connect
         self._prepare = prepare
+        self._on_fork = on_fork
         self._driver_of = driver
         self._driver = Driver()
         self._clock = clock
@@ -208,6 +211,8 @@ class Pool:
                 self._driver.forsake(entry.conn)
                 _inherited.append(entry.conn)
         self.forget()
+        if self._on_fork is not None:
+            self._on_fork()
 
     def forget(self) -> None:
         """Drop all connections without touching them; whoever waits starts over with a new set."""

@@ -1,0 +1,276 @@
+"""The drop-in: what ``playhouse.pool`` promises, kept; on SQLite, for which no server is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import peewee
+import playhouse.pool
+import pytest
+from playhouse import db_url
+from playhouse.pool import MaxConnectionsExceeded
+
+import peewee_frameworks.pool as ours
+from peewee_frameworks.errors import ConfigurationError, PoolExhausted
+from peewee_frameworks.pool import PooledDatabase, PooledMySQLDatabase, PooledPostgresqlDatabase, PooledSqliteDatabase
+from peewee_frameworks.state import install
+from tests.support.concurrency import eventually, run_threads
+
+from .stub import settled
+
+
+@pytest.fixture
+def db(tmp_path):
+    db = PooledSqliteDatabase(str(tmp_path / "x.db"), max_connections=3, timeout=5)
+    yield db
+    db.pool.close(1)
+
+
+def test_all_classes_are_playhouses_pooled_databases():
+    names = [name for name in ours.__all__ if name.startswith("Pooled") and name.endswith("Database")]
+    assert len(names) == 9
+    for name in names:
+        cls = getattr(ours, name)
+        assert issubclass(cls, playhouse.pool.PooledDatabase)
+        assert issubclass(cls, PooledDatabase)
+    with pytest.raises(AttributeError):
+        ours.PooledNothing  # noqa: B018
+
+
+def test_the_import_is_cheap():
+    """No driver beyond those that Peewee itself imports, no extension of Peewee, no asyncio."""
+    code = (
+        "import sys, peewee, playhouse.pool; before = set(sys.modules); import peewee_frameworks.pool;"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(sorted(new & {'asyncio', 'pymysql', 'psycopg', 'sqlite3', 'gevent', 'flask'}),"
+        "sorted(name for name in set(sys.modules) - before if name.startswith('playhouse')))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split("\n")[0] == "[] []"
+
+
+def test_no_lock_is_made_and_no_thread_started_before_the_first_use(tmp_path):
+    before = threading.active_count()
+    db = PooledSqliteDatabase(str(tmp_path / "x.db"))
+    assert db.pool._engine is None
+    assert threading.active_count() == before
+    assert repr(db.pool).endswith("not open yet>")
+
+
+def test_connect_and_close_mean_what_they_meant(db):
+    assert db.is_closed()
+    assert db.connect() is True
+    with pytest.raises(peewee.OperationalError, match="already opened"):
+        db.connect()
+    assert db.connect(reuse_if_open=True) is False
+    with db.atomic(), pytest.raises(peewee.OperationalError, match="transaction is open"):
+        db.close()
+    conn = db.connection()
+    assert db.close() is True
+    assert db.close() is False
+    db.connect()
+    assert db.connection() is conn
+    db.close()
+    with db:
+        assert db.execute_sql("select 1").fetchone() == (1,)
+    with db.connection_context():
+        pass
+    assert db.pool.stats().used == 0
+
+
+def test_a_deferred_database_says_so_and_can_be_initialised(tmp_path):
+    db = PooledSqliteDatabase(None)
+    with pytest.raises(peewee.InterfaceError, match="must be initialized"):
+        db.connect()
+    with pytest.raises(peewee.InterfaceError):
+        db.close()
+    db.init(str(tmp_path / "x.db"), max_connections=2, stale_timeout=60, timeout=0)
+    assert (db._max_connections, db._stale_timeout, db._wait_timeout) == (2, 60, float("inf"))
+    with db:
+        pass
+    db.pool.close(1)
+
+
+def test_all_in_use_is_the_error_it_was(tmp_path):
+    db = PooledSqliteDatabase(str(tmp_path / "x.db"), max_connections=1)
+    db.connect()
+
+    def work(_):
+        with pytest.raises(MaxConnectionsExceeded) as caught:
+            db.connect()
+        assert isinstance(caught.value, PoolExhausted)
+        assert isinstance(caught.value, peewee.OperationalError)
+        assert isinstance(caught.value, ValueError)
+        assert db.is_closed()
+
+    run_threads(2, work)
+    db.close()
+    db.pool.close(1)
+
+
+def test_a_driver_error_at_connect_is_peewees(tmp_path):
+    db = PooledSqliteDatabase(str(tmp_path / "no" / "such" / "folder.db"))
+    with pytest.raises(peewee.OperationalError, match="unable to open"):
+        db.connect()
+    assert db.is_closed()
+    db.pool.close(0)
+
+
+def test_manual_close_closes_instead_of_returning(db):
+    assert db.manual_close() is False
+    db.connect()
+    conn = db.connection()
+    db.manual_close()
+    assert db.is_closed()
+    db.connect()
+    assert db.connection() is not conn
+    db.close()
+    eventually(lambda: db.pool.stats().closes == {"manual_close()": 1})
+
+
+def test_close_idle_close_stale_and_close_all(db):
+    def work(_):
+        db.connect()
+        barrier.wait(5)
+        db.close()
+
+    barrier = threading.Barrier(3)
+    run_threads(3, work)
+    assert len(db._connections) == 3
+    db.close_idle()
+    assert db.pool.stats().total == 0
+    db.connect()
+    assert len(db._in_use) == 1
+    assert db.close_stale(age=600) == 0
+    assert db.close_stale(age=0) == 1
+    db.close()  # the connection is gone already: no error
+    db.connect()
+    db.close_all()
+    assert db.is_closed()
+    assert db.pool.stats().total == 0
+    with db:
+        pass
+
+
+def test_dispose_forgets(db):
+    db.connect()
+    db.dispose()
+    assert db.is_closed()
+    assert db.pool.stats().total == 0
+    with db:
+        pass
+
+
+def test_init_with_another_database_does_not_hand_out_connections_to_the_first(db, tmp_path):
+    with db:
+        db.execute_sql("create table first (x)")
+    db.init(str(tmp_path / "second.db"))
+    with db:
+        assert db.get_tables() == []
+
+
+def test_options_are_validated_by_name(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"min_connections.*max_connections"):
+        PooledSqliteDatabase(str(tmp_path / "x.db"), max_connections=2, min_connections=3)
+    with pytest.raises(ConfigurationError, match="max_connections"):
+        PooledSqliteDatabase(str(tmp_path / "x.db"), max_connections="many")
+    assert PooledSqliteDatabase(str(tmp_path / "x.db"), max_connections="7", timeout="2.5")._max_connections == 7
+    with pytest.raises(ConfigurationError, match="check_same_thread"):
+        PooledSqliteDatabase(str(tmp_path / "x.db"), check_same_thread=True)
+
+
+def test_raw_sql_that_leaves_a_transaction_open_is_rolled_back(db):
+    with db.connection_context():
+        db.execute_sql("create table t (x)")
+        db.execute_sql("begin")
+        db.execute_sql("insert into t values (1)")
+    with db.connection_context():
+        assert db.execute_sql("select count(*) from t").fetchone() == (0,)
+    eventually(lambda: settled(db.pool))
+
+
+def test_any_database_class_can_be_mixed_in(tmp_path):
+    class Thing(peewee.SqliteDatabase):
+        opened = 0
+
+        def _connect(self):
+            self.opened += 1
+            return super()._connect()
+
+    class PooledThing(PooledDatabase, Thing):
+        pass
+
+    db = PooledThing(str(tmp_path / "x.db"), check_same_thread=False, max_connections=2)
+    for _ in range(3):
+        with db:
+            pass
+    assert db.opened == 1
+    db.pool.close(1)
+
+
+@pytest.mark.parametrize(
+    ("url", "cls"),
+    [
+        ("mysql+pool://u:p%40ss@h:3307/shop?max_connections=7&timeout=2.5&charset=latin1", PooledMySQLDatabase),
+        ("postgresql+pool://u:p%40ss@h/shop?max_connections=7&timeout=2.5", PooledPostgresqlDatabase),
+        ("postgres+pool://u:p%40ss@h/shop?max_connections=7&timeout=2.5", PooledPostgresqlDatabase),
+        ("mysql://u:p%40ss@h/shop?max_connections=7&timeout=2.5", PooledMySQLDatabase),
+        ("sqlite+pool:///x.db?max_connections=7&timeout=2.5", PooledSqliteDatabase),
+    ],
+)
+def test_urls_give_our_classes(url, cls):
+    db = ours.connect(url, min_connections=1)
+    assert type(db) is cls
+    assert (db._max_connections, db._wait_timeout, db.pool.options.min_connections) == (7, 2.5, 1)
+    if "@" in url:
+        assert db.connect_params["password"] == "p@ss"
+        assert "p@ss" not in repr(db.pool)
+
+
+def test_urls_that_cannot_work_are_refused_without_their_password():
+    for url in ("oracle://u:secret@h/x", "mysql+pool://u:secret@h"):
+        with pytest.raises(ConfigurationError) as caught:
+            ours.connect(url)
+        assert "secret" not in str(caught.value)
+
+
+def test_playhouses_own_table_of_urls_changes_only_when_told_to(monkeypatch):
+    monkeypatch.setattr(db_url, "schemes", dict(db_url.schemes))
+    assert db_url.schemes["sqlite+pool"] is playhouse.pool.PooledSqliteDatabase
+    ours.register_urls()
+    assert type(db_url.connect("sqlite+pool:///x.db")) is PooledSqliteDatabase
+
+
+def test_36_functions_among_the_connect_arguments_are_asked_at_each_connect():
+    passwords = iter(["first", "second"])
+    seen = []
+
+    class Thing(peewee.Database):
+        def _connect(self):
+            seen.append(dict(**self.connect_params))
+            return type("Conn", (), {"close": lambda self: None, "in_transaction": False})()
+
+    class PooledThing(PooledDatabase, Thing):
+        pass
+
+    db = PooledThing("x", password=lambda: next(passwords), user="u")
+    for _ in range(2):
+        db.connect()
+        db.manual_close()
+    assert seen == [{"password": "first", "user": "u"}, {"password": "second", "user": "u"}]
+    with pytest.raises(StopIteration):
+        db.connect()
+    db.pool.close(0)
+
+
+def test_it_works_under_the_scope_aware_state(db):
+    install(db)
+    with db.connection_context():
+        assert db.execute_sql("select 1").fetchone() == (1,)
+    with db.atomic():
+        db.execute_sql("create table t (x)")
+    db.close()
+    assert db.pool.stats().used == 0
+    assert run_threads(4, lambda _: (db.connect(), db.close())) == [(True, True)] * 4
