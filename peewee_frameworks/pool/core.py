@@ -491,7 +491,7 @@ class Engine:
                 # Renewed somewhere between 70 and 90 % of its life, so that what was opened together never expires
                 # together.
                 entry.expires = now + lifetime
-                entry.renew_at = now + lifetime * random.uniform(0.7, 0.9)
+                entry.renew_at = now + lifetime * random.uniform(0.7, 0.9)  # noqa: S311
             if entry.generation != self.generation or self.closed:
                 self.retire(entry, "opened before: " + (self.generation_reason or "the pool is closed"), turn)
             else:

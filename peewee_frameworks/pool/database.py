@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-import peewee
+import peewee as typed_peewee
 import playhouse.pool as playhouse_pool
 
 from peewee_frameworks.errors import ConfigurationError
@@ -16,6 +16,8 @@ from .pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+peewee: Any = typed_peewee  # its stubs do not know what a pool has to override
 
 __all__ = ["PooledDatabase", "PooledMySQLDatabase", "PooledPostgresqlDatabase", "PooledSqliteDatabase"]
 

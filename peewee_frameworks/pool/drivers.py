@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 - an adapter takes what it needs of the common signature
 """What the pool must know about each driver, and nothing else does.
 
 A driver is recognised by the module of its connection class; an unknown one is treated as plain DB-API.
@@ -328,7 +329,9 @@ def pymysql_connection_class() -> Any:
 
     contexts: dict[Any, Any] = {}
 
-    class PooledConnection(Connection):  # type: ignore[misc]
+    base: Any = Connection
+
+    class PooledConnection(base):
         def _create_ssl_ctx(self, sslp: Any) -> Any:
             if not isinstance(sslp, dict):
                 return super()._create_ssl_ctx(sslp)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .waiters import Waiter
+
+T = TypeVar("T")
 
 __all__ = ["CHECK", "CLEAN", "CLOSE", "CONNECT", "OPEN", "Entry", "Job", "Turn", "snapshot"]
 
@@ -55,7 +57,7 @@ class Job(NamedTuple):
     entry: Entry
 
 
-def snapshot(collection: Iterable[Any]) -> tuple[Any, ...]:
+def snapshot(collection: Iterable[T]) -> tuple[T, ...]:
     """Copy a container that others change without a lock; a finaliser that runs amid the copy makes it start over."""
     while True:
         try:

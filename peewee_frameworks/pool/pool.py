@@ -23,10 +23,11 @@ from peewee_frameworks.errors import (
 
 from .core import Engine
 from .drivers import Driver, driver_of
-from .entries import CHECK, CLEAN, CLOSE, CONNECT, Entry, Job, Turn, snapshot
+from .entries import CLOSE, Entry, Job, Turn, snapshot
 from .events import Events
+from .jobs import run_job
 from .options import PoolOptions, seconds_to_wait
-from .stats import PoolStats, Recorder
+from .stats import PoolStats, Recorder, read_stats
 from .upkeep import Upkeep, reap
 from .waiters import TaskWaiter, ThreadWaiter, Waiter, running_loop
 from .workers import runtime, subjects, watch_forks
@@ -546,40 +547,7 @@ class Pool:
 
     def stats(self) -> PoolStats:
         """Return one consistent moment of the pool."""
-        engine = self.engine
-        while engine.samples:
-            engine.fold()
-        recorder, options = self._recorder, self.options
-
-        def read(_turn: Turn) -> PoolStats:
-            numbers = [len(group) for group in (engine.connecting, engine.checking, engine.closing)]
-            idle, total = len(engine.idle) + len(engine.rested), len(engine.entries)
-            used = total - idle - sum(numbers)  # on its way between idle and used counts as used
-            counters, use = dict(recorder.counters), recorder.use.freeze()
-            return PoolStats(
-                name=self.name,
-                max_connections=options.max_connections or None,
-                min_connections=options.min_connections,
-                idle=idle,
-                used=max(used, 0),
-                connecting=numbers[0],
-                checking=numbers[1],
-                closing=numbers[2],
-                total=max(used, 0) + idle + sum(numbers),
-                waiting=len(engine.waiters),
-                suspended=engine.shut and not engine.closed,
-                closed=engine.closed,
-                generation=engine.generation,
-                checkouts=use.count + len(engine.held),
-                closes=dict(recorder.closes),
-                wait_time=recorder.wait.freeze(),
-                use_time=use,
-                create_time=recorder.create.freeze(),
-                **{name: counters.get(name, 0) for name in _COUNTERS},
-            )
-
-        moment: PoolStats = engine.locked(read)
-        return moment
+        return read_stats(self.engine, self._recorder, self.options, self.name)
 
     # -- watching -----------------------------------------------------------------------------------------------
 
@@ -624,7 +592,7 @@ class Pool:
     def _dispatch(self, jobs: list[Job]) -> None:
         """Hand jobs to the workers; what cannot be handed over, because the interpreter ends, is done here."""
         for job in jobs:
-            work = functools.partial(self._run, self.engine, job)
+            work = functools.partial(run_job, self, self.engine, job)
             try:
                 runtime().workers.submit(work)
             except RuntimeError:
@@ -637,90 +605,8 @@ class Pool:
             self._dispatch(jobs)
         else:
             for job in jobs:
-                self._run(self.engine, job)
+                run_job(self, self.engine, job)
 
-    def _run(self, engine: Engine, job: Job) -> None:
-        entry = job.entry
-        if job.kind == CONNECT:
-            self._run_connect(engine, entry)
-        elif job.kind == CLOSE:
-            self._run_close(engine, entry)
-        else:
-            self._run_check(engine, entry, job.kind)
-
-    def _run_connect(self, engine: Engine, entry: Entry) -> None:
-        conn = None
-        started = self._clock()
-        try:
-            conn = self._connect()
-            driver = self._driver_of(conn)
-            if self._prepare is not None:
-                self._prepare(conn)
-                state = driver.condition(conn)
-                if state and (state != CLEAN or driver.tells_dirty):
-                    raise PoolError(f"Pool {self.name!r}: the hooks for a new connection left it unusable: {state}.")
-            probe = driver.probe(conn)
-        except BaseException as error:  # noqa: BLE001 - whatever ends a hook must end as an answer to who waits
-            if conn is not None:
-                self._close_quietly(conn)
-            self._connect_failed(engine, entry, error)
-            return
-        if driver is not self._driver:
-            self._driver = driver
-            engine.adapt(driver.condition, driver.verdict, needs_ping=driver.needs_ping)
-        self._recorder.created(self._clock() - started)
-        self._recorder.count("connects")
-        if not engine.connected(entry, conn, probe):
-            self._close_quietly(conn)
-            return
-        self.events.emit("connect", connection=conn)
-
-    def _connect_failed(self, engine: Engine, entry: Entry, error: BaseException) -> None:
-        self._recorder.count("connect_errors")
-        lasting = engine.connect_failed(entry, error)
-        self.events.emit("connect_error", error=error)
-        if self._upkeep.reconnect_is_overdue(lasting, self.options.reconnect_timeout):
-            logger.error("Pool %r: connecting has failed for %.0f s: %s", self.name, lasting, type(error).__name__)
-            self.events.emit("reconnect_failed", error=error)
-
-    def _run_check(self, engine: Engine, entry: Entry, kind: str) -> None:
-        conn, failure, timeout = entry.conn, None, self.options.ping_timeout
-        try:
-            if kind == CLEAN:
-                self._recorder.count("rollbacks")
-                if self._driver.tells_dirty:
-                    logger.warning("Pool %r: connection %d: %s; rolled back.", self.name, entry.id, entry.reason)
-                self._driver.rollback(conn, timeout)
-                if self._driver.tells_dirty and (state := self._driver.condition(conn)):
-                    failure = f"still unusable after a rollback: {state}"
-            else:
-                self._recorder.count("pings")
-                self._driver.ping(conn, timeout)
-        except Exception as error:  # noqa: BLE001 - any failure has one consequence
-            failure = f"{'rollback' if kind == CLEAN else 'ping'} failed: {type(error).__name__}"
-        if failure is not None and kind == CHECK and entry.generation == engine.generation:
-            self.invalidate_all(failure)  # where one died of old age or a restart, so did the others
-        engine.checked(entry, failure)
-
-    def _run_close(self, engine: Engine, entry: Entry) -> None:
-        reason = entry.reason or "closed"
-        self._close_quietly(entry.conn)
-        engine.closed_entry(entry)
-        self._recorder.closed(reason)
-        self.events.emit("close", connection=entry.conn, reason=reason)
-        entry.conn = None
-        emptied = self._emptied
-        if emptied is not None:
-            emptied.wake()
-
-    def _close_quietly(self, conn: Any) -> None:
-        try:
-            self._driver_of(conn).close(conn, self.options.close_timeout)
-        except Exception as error:  # noqa: BLE001 - it is gone either way
-            logger.debug("Pool %r: closing a connection failed: %r", self.name, error)
-
-
-_COUNTERS = ("timeouts", "refused", "connects", "connect_errors", "pings", "rollbacks", "leaks", "reaped")
 
 # Connections of a parent process. Kept for ever: their finalisers could still talk to the parent's server session.
 _inherited: list[Any] = []

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["BOUNDS", "Histogram", "PoolStats", "Recorder"]
+    from .core import Engine
+    from .entries import Turn
+    from .options import PoolOptions
+
+__all__ = ["BOUNDS", "Histogram", "PoolStats", "Recorder", "read_stats"]
 
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Upper bounds of the histograms' buckets, in seconds; the last bucket has none (the convention's own advice)."""
@@ -129,3 +133,43 @@ class Recorder:
         """Record a connect that succeeded."""
         with self._lock:
             self.create.add((seconds,))
+
+
+_COUNTERS = ("timeouts", "refused", "connects", "connect_errors", "pings", "rollbacks", "leaks", "reaped")
+
+
+def read_stats(engine: Engine, recorder: Recorder, options: PoolOptions, name: str) -> PoolStats:
+    """Read one consistent moment: everything that changes under the engine's lock is read under it."""
+    while engine.samples:
+        engine.fold()
+
+    def read(_turn: Turn) -> PoolStats:
+        connecting, checking, closing = len(engine.connecting), len(engine.checking), len(engine.closing)
+        idle = len(engine.idle) + len(engine.rested)
+        # Counted by what it is not: a connection on its way between idle and used counts as used.
+        used = max(len(engine.entries) - idle - connecting - checking - closing, 0)
+        counters, use = dict(recorder.counters), recorder.use.freeze()
+        return PoolStats(
+            name=name,
+            max_connections=options.max_connections or None,
+            min_connections=options.min_connections,
+            idle=idle,
+            used=used,
+            connecting=connecting,
+            checking=checking,
+            closing=closing,
+            total=used + idle + connecting + checking + closing,
+            waiting=len(engine.waiters),
+            suspended=engine.shut and not engine.closed,
+            closed=engine.closed,
+            generation=engine.generation,
+            checkouts=use.count + len(engine.held),
+            closes=dict(recorder.closes),
+            wait_time=recorder.wait.freeze(),
+            use_time=use,
+            create_time=recorder.create.freeze(),
+            **{counter: counters.get(counter, 0) for counter in _COUNTERS},
+        )
+
+    moment: PoolStats = engine.locked(read)
+    return moment

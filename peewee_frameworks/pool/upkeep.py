@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from peewee_frameworks.errors import PoolConnectTimeout
 
 from .entries import CHECK, CLOSE, OPEN, Entry, Turn, snapshot
+from .jobs import connect_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +71,7 @@ class Upkeep:
         for entry in snapshot(engine.connecting.values()):
             if now - entry.since >= options.connect_timeout:
                 text = f"Pool {pool.name!r}: the server did not answer within connect_timeout ({options.connect_timeout:g} s)."
-                pool._connect_failed(engine, entry, PoolConnectTimeout(text))
+                connect_failed(pool, engine, entry, PoolConnectTimeout(text))
         for entry in snapshot(engine.checking.values()):
             if now - entry.since >= options.ping_timeout:
                 pool._driver.abort(entry.conn)
