@@ -20,6 +20,9 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/gevent-drivers --group gevent-drivers
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/gevent-drivers mysqlclient >/dev/null 2>&1 \
+		|| echo 'mysqlclient cannot be built here (it needs libmariadb-dev and pkg-config); its tests are skipped'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.bench: pyproject.toml | $(BIN)/python
