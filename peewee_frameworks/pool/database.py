@@ -95,6 +95,8 @@ class PooledDatabase(playhouse_pool.PooledDatabase):
         """Apply changes, numbers in strings (a URL, an environment) included."""
         return base.replace(**{name: _number(name, value) for name, value in changes.items()})
 
+    connect_params: Any
+
     # -- what the pool calls ------------------------------------------------------------------------------------
 
     def _open_connection(self) -> Any:

@@ -332,6 +332,8 @@ def pymysql_connection_class() -> Any:
     base: Any = Connection
 
     class PooledConnection(base):
+        _read_timeout: float | None
+
         def _create_ssl_ctx(self, sslp: Any) -> Any:
             if not isinstance(sslp, dict):
                 return super()._create_ssl_ctx(sslp)

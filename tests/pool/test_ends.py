@@ -11,7 +11,7 @@ import weakref
 import pytest
 
 from peewee_frameworks.errors import PoolClosed
-from peewee_frameworks.pool import Pool, PoolOptions, PooledSqliteDatabase
+from peewee_frameworks.pool import Pool, PooledSqliteDatabase, PoolOptions
 from tests.support.concurrency import eventually, run_threads
 
 from .stub import Clock, numbers, settled

@@ -51,9 +51,12 @@ def test_15_a_pool_whose_connections_do_not_come_back_grows_for_all_who_wait(ser
 def test_16_no_connect_starts_after_the_demand_has_gone(server, pool_of):
     pool = pool_of(max_connections=10, max_connecting=1)
     gate = server.hang()
-    with_demand = [
-        threading.Thread(target=lambda: pytest.raises(PoolConnectTimeout, pool.acquire, 0.1)) for _ in range(5)
-    ]
+
+    def give_up():
+        with pytest.raises(PoolConnectTimeout):
+            pool.acquire(0.1)
+
+    with_demand = [threading.Thread(target=give_up) for _ in range(5)]
     for thread in with_demand:
         thread.start()
     for thread in with_demand:

@@ -171,8 +171,15 @@ def test_34_the_failure_is_reported_once_for_each_stretch_of_it(server, pool_of)
     server.connect_error = StubError("down")
     pool = pool_of(min_connections=1, reconnect_timeout=0.3)
     errors, reports = [], []
-    pool.on("connect_error", lambda error: errors.append(error))
-    pool.on("reconnect_failed", lambda error: reports.append(error))
+
+    def errors_listener(error):
+        errors.append(error)
+
+    def reports_listener(error):
+        reports.append(error)
+
+    pool.on("connect_error", errors_listener)
+    pool.on("reconnect_failed", reports_listener)
     pool.open()
     eventually(lambda: reports)
     assert len(errors) > 1

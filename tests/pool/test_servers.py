@@ -210,7 +210,7 @@ def test_pymysql_shares_one_tls_context(place, open_pool):
 
 
 def test_a_password_is_in_no_message(place, open_pool):
-    db = open_pool(place, user="nobody", password="hunter2secret", timeout=1)  # noqa: S106
+    db = open_pool(place, user="nobody", password="hunter2secret", timeout=1)
     errors = []
     for attempt in (db.connect, lambda: db.pool.acquire(timeout=0.01)):
         try:

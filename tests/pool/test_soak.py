@@ -75,9 +75,9 @@ class EngineMachine(RuleBasedStateMachine):
         if conn is not None:
             self.mine.append(conn)
             self.waiting.remove(waiter)
-        elif waiter.error is not None:
-            self.waiting.remove(waiter)
-        elif not self.engine.waiting(waiter) and self.engine.enqueue(waiter, front=True) is not None:
+        elif waiter.error is not None or (
+            not self.engine.waiting(waiter) and self.engine.enqueue(waiter, front=True) is not None
+        ):
             self.waiting.remove(waiter)
 
     @precondition(lambda self: self.waiting)
