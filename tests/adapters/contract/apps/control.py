@@ -67,10 +67,11 @@ class Gates:
 class Control:
     """Answer the test's questions: one JSON line in, one out."""
 
-    def __init__(self, stats: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, stats: Callable[[], dict[str, Any]], forget: Callable[[], None]) -> None:
         self.gates = Gates()
         self.notes: defaultdict[str, list[Any]] = defaultdict(list)
         self._stats = stats
+        self._forget = forget
         if (directory := os.environ.get("CONTRACT_DIR")) is not None:
             self._start(Path(directory))
             os.register_at_fork(after_in_child=lambda: self._start(Path(directory)))
@@ -101,4 +102,6 @@ class Control:
             return name in self.gates.reached
         if ask == "notes":
             return list(self.notes[name])
+        if ask == "forget":
+            return self._forget()
         return self._stats()

@@ -91,6 +91,8 @@ class Watched:
         super()._close(conn, close_conn)  # type: ignore[misc]
 
     def _execute_cursor(self, sql: str, params: Any, **options: Any) -> Any:
+        if self.autoconnect and self.is_closed():  # type: ignore[attr-defined]
+            self.connect()  # type: ignore[attr-defined] # else Peewee does so below, too late to know the connection
         conn, rid = self._state.conn, getattr(_actor, "rid", None)  # type: ignore[attr-defined]
         with self._watch:
             if id(conn) in self._running:
@@ -229,7 +231,7 @@ class World:
         # A second database of its own pool; the applications use it if CONTRACT_OTHER is set.
         self.other = Work(os.environ["CONTRACT_OTHER"]) if "CONTRACT_OTHER" in os.environ else None
         self.orms: list[Any] = []
-        self.control = Control(self.stats)
+        self.control = Control(self.stats, self.forget_violations)
         self.gates = self.control.gates
         self.note = self.control.note
 
@@ -260,6 +262,11 @@ class World:
             "violations": [text for one in each for text in one["violations"]],
             "live": sorted(scope.label for orm in self.orms for scope in list(orm.runtime.live)),
         }
+
+    def forget_violations(self) -> None:
+        """Start anew after a case that failed, so that the next is judged for itself."""
+        for work in self.works:
+            work.db.violations.clear()
 
     def attempt(self, rid: str) -> str:
         """Query, and note the answer or the error's name."""

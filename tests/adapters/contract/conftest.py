@@ -1,0 +1,65 @@
+"""Which case runs where, and what holds after each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.adapters.contract.applicability import NOT_APPLICABLE, PLACES
+from tests.adapters.contract.served import Served, serve
+from tests.support.databases import scratch
+from tests.support.servers import require_server
+
+if TYPE_CHECKING:
+    from tests.support.servers import Kind
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "core: a case that runs on every database with every server")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "served" not in metafunc.fixturenames:
+        return
+    excepted = NOT_APPLICABLE.get(metafunc.function.__name__, {})
+    core = metafunc.definition.get_closest_marker("core") is not None
+    combinations = [
+        (server, kind)
+        for server, kinds in PLACES.items()
+        for kind in (kinds if core else kinds[:1])
+        if server not in excepted and server.partition("-")[0] not in excepted
+    ]
+    ids = [f"{server}-{kind}" for server, kind in combinations]
+    metafunc.parametrize("served", combinations, ids=ids, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """An application on a server; started once for all cases."""
+    with serving(*request.param) as served:
+        yield served
+
+
+@contextmanager
+def serving(name: str, kind: Kind, **options: Any) -> Iterator[Served]:
+    """Serve one application on a place of its own; at the end no session is left that nobody knows of."""
+    require_server(kind)
+    # Not tmp_path: a Unix socket's path has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="contract-") as directory, scratch(kind, Path(directory)) as place:
+        with serve(name, place, Path(directory), **options) as served:
+            yield served
+            served.no_strays()
+
+
+@pytest.fixture(autouse=True)
+def settled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every case: 0 in use, no violation."""
+    served: Served | None = request.getfixturevalue("served") if "served" in request.fixturenames else None
+    yield
+    if served is not None:
+        served.settle()
