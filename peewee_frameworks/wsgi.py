@@ -89,6 +89,7 @@ class ScopedBody:
         self._runtime = runtime
         self._work = work
         self._iterator: Iterator[bytes] | None = None
+        self._ended = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -107,7 +108,15 @@ class ScopedBody:
             if close is not None:
                 close()
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
             self._runtime.end(self._work)
+
+    # For servers that never close what they iterate, as Starlette's WSGIMiddleware (1.10): they drop it.
+    __del__ = _end
 
 
 class PeeweeMiddleware:
