@@ -26,7 +26,7 @@ from sanic.http import Stage
 from .asgi import SCOPE_KEY
 from .config import Options
 from .errors import ConfigurationError
-from .http import problem_for
+from .http import SERVER_ERROR, problem_for
 from .runtime import Runtime
 from .scope import connection_scope
 
@@ -78,8 +78,8 @@ class Peewee:
             database: a Peewee database, a `DatabaseProxy`, a URL, or a mapping of aliases to those. None reads
                 ``PEEWEE_DATABASE`` from ``app.config`` (so ``SANIC_PEEWEE_DATABASE`` from the environment), then
                 ``PEEWEE_DATABASE`` and ``DATABASE_URL`` from the environment, in `init_app`.
-            connect: ``"lazy"`` (default) connects at the first query, ``"eager"`` before request middleware and handler,
-                without blocking the event loop.
+            connect: ``"lazy"`` connects at the first query, ``"eager"`` before request middleware and handler, without
+                blocking the event loop. Eager by default for atomic requests, else lazy.
             transaction: True runs each request in a transaction; a function of the `Request` decides. Committed before the
                 first byte of the response.
             rollback_on: response statuses on which such a transaction is rolled back; 400 to 599 by default.
@@ -357,7 +357,8 @@ class _Work:
                 eager, atomic = runtime.policy(request, (request.path, *names), part.options)
                 if atomic:
                     await runtime.set_atomic(part.scope)
-                if eager:
+                # It holds its connection while its COMMIT is awaited, so the next one, on the same thread, must await too.
+                if eager or (atomic and part.options.connect is None):
                     await runtime.connect(part.scope)
 
     def release_early(self) -> None:
@@ -467,10 +468,9 @@ def _answer_errors(handler: ErrorHandler) -> None:
         problem = problem_for(exception)
         if problem is None:
             return default(request, exception)
-        if problem.status >= 500:  # noqa: PLR2004 - a server error
-            handler.log(request, exception)
-        else:
-            logger.info("%s %s: %s: %s", request.method, request.path, type(exception).__name__, exception)
+        # One line: Sanic renders a traceback for 0.1 seconds on the event loop, and an exhausted pool would exhaust that too.
+        level = logging.WARNING if problem.status >= SERVER_ERROR.status else logging.INFO
+        logger.log(level, "%s %s: %s: %s", request.method, request.path, type(exception).__name__, exception)
         kind = _KINDS.get(problem.status, SanicException)
         told = kind(problem.detail, headers=problem.headers, quiet=True)
         told.status_code = problem.status
