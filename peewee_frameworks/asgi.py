@@ -46,7 +46,7 @@ class ScopeMiddleware:
             return
         outer: Scope | None = scope.get(SCOPE_KEY)
         if outer is not None and all(state in outer.frames for state in self.runtime.states):
-            scope.setdefault(self.key, self._owner(outer))
+            scope.setdefault(self.key, self.runtime.opener(outer))
             await self.app(scope, receive, send)
             return
         method = "websocket" if scope["type"] == "websocket" else f"request {scope['method']}"
@@ -58,13 +58,6 @@ class ScopeMiddleware:
             # Nothing here awaits, so a cancelled request gives its connection back too.
             self.runtime.end(work)
             scope[SCOPE_KEY] = outer
-
-    def _owner(self, scope: Scope) -> Scope:
-        """Return the scope among those around that opened our databases; the others only pass them on."""
-        state = self.runtime.states[0]
-        while scope.parent is not None and state in scope.parent.frames:
-            scope = scope.parent
-        return scope
 
 
 class CommitFailed(Exception):

@@ -180,6 +180,13 @@ class Runtime:
         if not self.live and self._drained is not None:
             self._drained()
 
+    def opener(self, scope: Scope) -> Scope:
+        """Return the scope, among this one and those around it, that opened our databases; the others only pass them on."""
+        state = self.states[0]
+        while scope.parent is not None and state in scope.parent.frames:
+            scope = scope.parent
+        return scope
+
     def policy(self, request: Any, names: Iterable[str], options: Options | None = None) -> tuple[bool, bool]:
         """Decide for a request: (connect eagerly?, atomic?).
 
