@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
-FOLD_AT = 512  # samples of use time that may pile up before somebody sorts them into the histogram
+SAMPLES = 1_000_000  # use times that may pile up in the second between two rounds of upkeep
 
+EXPIRED = float("-inf")
 JUST_NOW = 0.1  # seconds for which a connection that was used, opened or pinged is handed to a waiter without a ping
 
 
@@ -73,6 +74,7 @@ class Engine:
         "failed_at",
         "failing_since",
         "failures",
+        "folded",
         "generation",
         "generation_reason",
         "granted",
@@ -87,6 +89,7 @@ class Engine:
         "replacing",
         "rested",
         "retry_at",
+        "returned",
         "returned_at",
         "revisit_wanted",
         "samples",
@@ -125,7 +128,7 @@ class Engine:
         self.connecting: dict[int, Entry] = {}
         self.checking: dict[int, Entry] = {}
         self.closing: dict[int, Entry] = {}
-        self.samples: deque[float] = deque()
+        self.samples: deque[float] = deque(maxlen=SAMPLES)
         self.crowded = False  # more connections than the maximum, after a resize
         self.shut = False  # suspended or closed: nothing is handed out
         self.closed = False
@@ -137,6 +140,7 @@ class Engine:
         self.last_error: BaseException | None = None
         self.connect_estimate = 0.0
         self.use_estimate = 0.0
+        self.folded = self.returned = 0
         self.returned_at = 0.0  # when the planning last saw that something had come back
         self.on_samples: Callable[[list[float]], None] | None = None
         self.revisit_wanted = 0.0
@@ -174,17 +178,12 @@ class Engine:
                 return None
             now = self._clock()
             probe = entry.probe
-            if (
-                entry.generation == self.generation
-                and now < entry.expires
-                and now - entry.since < self._ping_after
-                and (probe is None or not probe(0))
-            ):
-                conn = entry.conn
+            if now < entry.expires and now - entry.since < self._ping_after and (probe is None or not probe(0)):
+                conn = entry.conn  # before it is held: the reaper closes what nobody but the entry refers to
                 entry.since = now
-                self.held[id(conn)] = entry
+                self.held[entry.key] = entry
                 return conn
-            if self._refuse(entry, now) is not CLOSE:
+            if self._refuse(entry, now) != CLOSE:
                 return None  # one is being pinged for this caller; do not send all the others after it
 
     def checkin(self, conn: Any) -> Entry | None:
@@ -202,13 +201,7 @@ class Engine:
             state = self.condition(conn)
         except Exception as error:  # noqa: BLE001 - whatever a driver does here, the slot must not be lost
             state = f"unusable: {type(error).__name__}"
-        if (
-            state
-            or self.crowded
-            or now >= entry.expires
-            or entry.generation != self.generation
-            or len(self.samples) > FOLD_AT
-        ):
+        if state or now >= entry.expires or self.crowded:
             self._checkin_slow(entry, state, now)
         else:
             entry.since = now
@@ -233,8 +226,6 @@ class Engine:
         return kind
 
     def _checkin_slow(self, entry: Entry, state: Any, now: float) -> None:
-        if len(self.samples) > FOLD_AT:
-            self.fold()
         if entry.generation != self.generation:
             self.post(CLOSE, entry, entry.reason or self.generation_reason)
         elif now >= entry.expires:
@@ -294,9 +285,6 @@ class Engine:
                 break
             if self.closed:
                 self.retire(entry, "the pool is closed", turn)
-                continue
-            if entry.generation != self.generation:
-                self.retire(entry, self.generation_reason, turn)
                 continue
             if self._clock() - entry.since >= max(self._ping_after, JUST_NOW):
                 # One ping per waiter: its outcome says what the others are worth.
@@ -394,10 +382,10 @@ class Engine:
             return None
         now = self._clock()
         probe = entry.probe
-        if entry.generation == self.generation and now < entry.expires and not (probe is not None and probe(0)):
+        if now < entry.expires and (probe is None or not probe(0)):
             conn = entry.conn
             entry.since = now
-            self.held[id(conn)] = entry
+            self.held[entry.key] = entry
             return conn
         self._refuse(entry, now)
         return None
@@ -484,7 +472,7 @@ class Engine:
             took = now - entry.since
             self.connect_estimate += (took - self.connect_estimate) * (0.3 if self.connect_estimate else 1.0)
             self.failures, self.failing_since, self.retry_at, self.last_error = 0, 0.0, 0.0, None
-            entry.conn, entry.probe, entry.state = conn, probe, OPEN
+            entry.conn, entry.key, entry.probe, entry.state = conn, id(conn), probe, OPEN
             entry.created = entry.since = now
             lifetime = self.options.stale_timeout
             if lifetime:
@@ -620,27 +608,42 @@ class Engine:
         def change(_turn: Turn) -> None:
             self.generation += 1
             self.generation_reason = reason
+            for entry in self.entries.values():
+                entry.expires = EXPIRED  # one comparison on the fast path answers for age and generation
 
         self.locked(change)
         return self.retire_idle(reason)
 
     # -- samples ------------------------------------------------------------------------------------------------
 
-    def fold(self) -> bool:
-        """Sort the piled-up use times away, and say whether there were any.
+    def fold(self) -> None:
+        """Sort the use times that have piled up into the histogram.
 
-        Lock-free: every sample is popped by exactly one caller.
+        Lock-free: every sample is popped by exactly one caller. Not done at a checkin, which should not pay for others.
         """
         batch: list[float] = []
         try:
-            while len(batch) <= FOLD_AT:
-                batch.append(self.samples.popleft())
-        except IndexError:
+            for _ in range(len(self.samples)):
+                batch.append(self.samples.popleft())  # noqa: PERF401 - what was popped must be kept if one fails
+        except IndexError:  # somebody else folds too
             pass
-        if batch:
-            recent = batch[-8:]
+        if batch and self.on_samples is not None:
+            self.folded += len(batch)
+            self.on_samples(batch)
+
+    def look_at_returns(self, now: float) -> None:
+        """Note, for the planning, whether anything has come back lately and how long the latest uses took."""
+        returned = self.folded + len(self.samples)
+        if returned == self.returned:
+            return
+        self.returned, self.returned_at = returned, now
+        recent = [sample for sample in (self._latest(number) for number in range(1, 9)) if sample is not None]
+        if recent:
             mean = sum(recent) / len(recent)
             self.use_estimate += (mean - self.use_estimate) * (0.3 if self.use_estimate else 1.0)
-            if self.on_samples is not None:
-                self.on_samples(batch)
-        return bool(batch)
+
+    def _latest(self, number: int) -> float | None:
+        try:
+            return self.samples[-number]
+        except IndexError:
+            return None

@@ -26,6 +26,7 @@ class Entry:
         "expires",
         "generation",
         "id",
+        "key",
         "leaked",
         "probe",
         "reason",
@@ -43,6 +44,7 @@ class Entry:
         self.expires = self.renew_at = float("inf")
         self.state = CONNECTING
         self.conn: Any = None
+        self.key = 0  # id() of the connection, which cannot be reused while the entry refers to it
         self.probe: Callable[[int], Any] | None = None
         self.thread = 0
         self.reason: str | None = None

@@ -50,8 +50,7 @@ def connects_wanted(engine: Engine, now: float) -> float:
         # What is in use comes back: count how often within one connect time, going by how long a use takes on
         # average, or how long this one has already taken. Where nothing has come back for a whole connect time,
         # nothing is expected. One connect is started in any case, so that a lasting queue makes the pool grow.
-        if engine.fold():
-            engine.returned_at = now
+        engine.look_at_returns(now)
         cost = engine.connect_estimate
         ages = [now - entry.since for entry in snapshot(engine.held.values())]
         ages += [0.0] * (live - len(ages))

@@ -416,7 +416,7 @@ class Pool:
         """Have a connection closed when it comes back."""
         entry = self.engine.held.get(id(conn))
         if entry is not None:
-            entry.generation, entry.reason = -1, reason
+            entry.generation, entry.expires, entry.reason = -1, float("-inf"), reason
 
     def owns(self, conn: Any) -> bool:
         """Say whether a connection belongs to this pool."""
@@ -518,7 +518,7 @@ class Pool:
         if engine is None:
             return []
         entries = [entry for entry in snapshot(engine.held.values()) if wanted(entry)]
-        return [entry for entry in entries if engine.held.pop(id(entry.conn), None) is entry]
+        return [entry for entry in entries if engine.held.pop(entry.key, None) is entry]
 
     def note_error(self, conn: Any, error: BaseException) -> None:
         """Look at an error of a query: when the server is gone, every connection opened so far is invalid."""

@@ -140,8 +140,7 @@ _COUNTERS = ("timeouts", "refused", "connects", "connect_errors", "pings", "roll
 
 def read_stats(engine: Engine, recorder: Recorder, options: PoolOptions, name: str) -> PoolStats:
     """Read one consistent moment: everything that changes under the engine's lock is read under it."""
-    while engine.samples:
-        engine.fold()
+    engine.fold()
 
     def read(_turn: Turn) -> PoolStats:
         connecting, checking, closing = len(engine.connecting), len(engine.checking), len(engine.closing)

@@ -38,6 +38,7 @@ class Upkeep:
 
     def run(self, pool: Pool, engine: Engine, now: float) -> float | None:
         """Do what is due, and return in how many seconds to come again; ``None`` when there is nothing left to look after."""
+        engine.fold()
         self._give_up_hanging(pool, engine, now)
         reap(engine, now, pool._reaped)
         self._serve_stranded(engine)
