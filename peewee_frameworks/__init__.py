@@ -19,6 +19,7 @@ from .errors import (
     ScopeEnded,
     ScopeError,
     TooManyWaiters,
+    TransactionLost,
     WouldBlock,
     WrongEventLoop,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "ScopeEnded",
     "ScopeError",
     "TooManyWaiters",
+    "TransactionLost",
     "WouldBlock",
     "WrongEventLoop",
     "connection_scope",

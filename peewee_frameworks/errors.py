@@ -6,7 +6,8 @@
     ├── ConfigurationError          (ValueError)                      wrong option, URL, order of calls
     ├── ScopeError                  (peewee.InterfaceError)
     │   ├── ConcurrentUse                                             two users of one connection at once
-    │   └── ScopeEnded                                                a query after the request was over
+    │   ├── ScopeEnded                                                a query after the request was over
+    │   └── TransactionLost     (peewee.OperationalError)             its connection is gone, it cannot go on
     ├── DatabaseUnavailable         (peewee.OperationalError)         connecting failed
     ├── PoolError                   (peewee.OperationalError)
     │   ├── PoolExhausted           (playhouse's MaxConnectionsExceeded)
@@ -42,6 +43,7 @@ __all__ = [
     "ScopeEnded",
     "ScopeError",
     "TooManyWaiters",
+    "TransactionLost",
     "WouldBlock",
     "WrongEventLoop",
 ]
@@ -65,6 +67,10 @@ class ConcurrentUse(ScopeError):
 
 class ScopeEnded(ScopeError):
     """A query came after the request, message or job it belonged to had ended."""
+
+
+class TransactionLost(ScopeError, peewee.OperationalError):
+    """The connection of an open transaction was lost, or a statement of it cancelled; all of it is rolled back."""
 
 
 class DatabaseUnavailable(PeeweeFrameworksError, peewee.OperationalError):

@@ -1,0 +1,58 @@
+"""What the asyncio drivers do with a connection that must not be used again, and with a pool that must not be waited for.
+
+Each function takes pwasyncio's wrapper of a connection, or the driver's own pool, and tells the drivers apart by that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from playhouse import pwasyncio
+
+
+def abandon(conn: Any) -> None:
+    """Close a connection here and now: no farewell, nothing to wait for, no matter what runs on it. Never raises."""
+    raw = conn.conn
+    if raw is None:
+        return
+    # A loop that is closed already refuses to close sockets; the collector does it then.
+    with contextlib.suppress(Exception):
+        if isinstance(conn, pwasyncio.AsyncSqliteConnection):
+            raw._conn.interrupt()
+            raw.stop()
+            conn.conn = None
+        elif isinstance(conn, pwasyncio.AsyncMySQLConnection):
+            raw.close()
+            getattr(conn._pool, "_used", set()).discard(raw)
+        elif isinstance(conn, pwasyncio.AsyncPostgresqlConnection):
+            raw.terminate()
+        else:
+            conn.abandon()
+
+
+async def free(conn: Any) -> None:
+    """Give the place of an abandoned connection in its pool to the next one."""
+    pool = conn._pool
+    if isinstance(conn, pwasyncio.AsyncSqliteConnection):
+        await pool.release(conn)  # which opens another in its stead
+    elif isinstance(conn, pwasyncio.AsyncMySQLConnection):
+        await pool._wakeup()  # aiomysql wakes nobody when a closed connection comes back
+    elif hasattr(conn, "free"):
+        await conn.free(pool)
+
+
+def forsake(pool: Any) -> None:
+    """Close what can be closed of a pool whose loop is gone, or that did not close in time. Never raises."""
+    with contextlib.suppress(Exception):
+        if hasattr(pool, "terminate"):  # asyncpg, aiomysql
+            pool.terminate()
+            for raw in list(getattr(pool, "_free", ())):
+                raw.close()
+        elif isinstance(pool, pwasyncio.AsyncSqlitePool):
+            pool._closed = True
+            while not pool._queue.empty():
+                abandon(pool._queue.get_nowait())
+        else:
+            for raw in list(pool._pool):
+                raw.pgconn.finish()

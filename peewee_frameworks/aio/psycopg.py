@@ -1,0 +1,231 @@
+"""Peewee's asyncio layer on psycopg 3 and its own connection pool.
+
+::
+
+    db = AsyncPsycopgDatabase("shop", user="shop", host="db", min_size=2, max_size=20, timeout=5)
+
+Against asyncpg: parameters are adapted as psycopg does it for sync code (a string for an integer column, `BlobField`,
+`bulk_update`), isolation levels work, and `COPY`-free server-side cursors stream inside and outside transactions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import peewee
+import psycopg
+import psycopg_pool
+from playhouse import postgres_ext, pwasyncio
+from psycopg.pq import TransactionStatus
+
+from peewee_frameworks.errors import ConfigurationError, PoolClosed, TooManyWaiters
+from peewee_frameworks.state import install
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# What psycopg_pool.AsyncConnectionPool takes, beside `open`, `kwargs`, `conninfo`, `name` and `close_returns`, which are ours.
+_POOL_OPTIONS = frozenset(
+    {
+        "check",
+        "configure",
+        "connection_class",
+        "max_idle",
+        "max_lifetime",
+        "max_size",
+        "max_waiting",
+        "min_size",
+        "num_workers",
+        "reconnect_failed",
+        "reconnect_timeout",
+        "reset",
+    }
+)
+
+
+class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
+    """A psycopg connection as pwasyncio wraps them; in autocommit, so that Peewee's BEGIN and SAVEPOINT are the only ones."""
+
+    def stale(self) -> bool:
+        """Return whether this side knows that the connection is gone."""
+        return self.conn is None or self.conn.closed
+
+    async def _execute(self, sql: str, params: Sequence[Any] | None = None) -> Any:
+        cursor = self.conn.cursor()
+        await cursor.execute(sql, params or None)
+        rows = await cursor.fetchall() if cursor.description is not None else None
+        return pwasyncio.CursorAdapter(rows, rowcount=cursor.rowcount, description=_columns(cursor))
+
+    async def execute_iter(self, sql: str, params: Sequence[Any] | None = None) -> Any:
+        """Open a server-side cursor; outside a transaction the server keeps its result until it is closed."""
+        await self._acquire_lock()
+        self._streaming = True
+        cursor = None
+        try:
+            in_transaction = self.conn.info.transaction_status == TransactionStatus.INTRANS
+            cursor = self.conn.cursor(name=uuid.uuid4().hex, withhold=not in_transaction)
+            await cursor.execute(sql, params or None)
+        except BaseException:
+            self._done()
+            raise
+
+        async def cleanup() -> None:
+            try:
+                if not self.stale():
+                    await cursor.close()
+            finally:
+                self._done()
+
+        return pwasyncio.CursorAdapter(description=_columns(cursor), fetch_many=cursor.fetchmany, cleanup=cleanup)
+
+    def _done(self) -> None:
+        self._streaming = False
+        self._lock.release()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        conn, self.conn = self.conn, None
+        if conn is not None:
+            await conn.close()
+
+    def abandon(self) -> None:
+        """Close the connection at once; see `drivers.abandon`."""
+        self.conn.pgconn.finish()
+
+    async def free(self, pool: Any) -> None:
+        """Give its place in the pool to a new connection; see `drivers.free`."""
+        await pool.putconn(self.conn)
+
+
+def _columns(cursor: Any) -> list[tuple[str]]:
+    return [(column.name,) for column in cursor.description or ()]
+
+
+class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDatabase):  # type: ignore[misc]
+    """PostgreSQL through psycopg 3, natively asynchronous, on `psycopg_pool.AsyncConnectionPool`.
+
+    The pool opens with the first use or the application's lifespan, in that loop, and closes with it.
+    """
+
+    psycopg3_adapter = postgres_ext.Psycopg3ExtAdapter
+
+    def __init__(
+        self,
+        database: str | None,
+        *,
+        min_size: int = 4,
+        max_size: int | None = None,
+        timeout: float | None = None,
+        wait_for_minimum: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Describe the database; nothing connects.
+
+        Args:
+            database: its name, a URL or conninfo; None to call `init` later.
+            min_size: connections that the pool keeps open.
+            max_size: connections at most; by default `min_size`.
+            timeout: seconds to wait for a connection; 10 by default. (``acquire_timeout`` is the same.)
+            wait_for_minimum: opening the pool waits for `min_size` connections, and fails if they do not come in time.
+            kwargs: the other options of `AsyncConnectionPool` (``max_waiting``, ``max_lifetime``, ``max_idle``, ``check``,
+                ``reset``, ``configure``, ``reconnect_timeout``, ``reconnect_failed``, ``num_workers``), Peewee's
+                (``isolation_level``, ``encoding``), and psycopg's connection parameters.
+
+        Raises: `ConfigurationError` for sizes or timeouts that contradict each other.
+        """
+        pool_size, pool_min_size = kwargs.pop("pool_size", None), kwargs.pop("pool_min_size", None)  # pwasyncio's names
+        acquire_timeout = kwargs.pop("acquire_timeout", None)
+        if None not in (timeout, acquire_timeout) and timeout != acquire_timeout:
+            raise ConfigurationError("timeout and acquire_timeout mean the same: give one of them.")
+        min_size = min_size if pool_min_size is None else pool_min_size
+        max_size = pool_size if max_size is None else max_size
+        self.pool_options: dict[str, Any] = {name: kwargs.pop(name) for name in _POOL_OPTIONS & kwargs.keys()}
+        self.pool_options |= {"min_size": min_size, "max_size": min_size if max_size is None else max_size}
+        self._check_options()
+        self._wait_for_minimum = wait_for_minimum
+        seconds = timeout if timeout is not None else acquire_timeout if acquire_timeout is not None else 10.0
+        super().__init__(
+            database,
+            pool_size=self.pool_options["max_size"],
+            pool_min_size=min_size,
+            acquire_timeout=seconds,
+            prefer_psycopg3=True,
+            **kwargs,
+        )
+        install(self)
+
+    def _check_options(self) -> None:
+        low, high = self.pool_options["min_size"], self.pool_options["max_size"]
+        if low < 0 or high < max(low, 1):
+            raise ConfigurationError(
+                f"min_size={low} and max_size={high}: need 0 <= min_size <= max_size, and max_size > 0."
+            )
+
+    def _connection_arguments(self) -> tuple[str, dict[str, Any]]:
+        arguments = dict(self.connect_params, autocommit=True)
+        if self._encoding:
+            arguments.setdefault("client_encoding", self._encoding)
+        conninfo = arguments.pop("conninfo", "")
+        name = self.database
+        if "://" in name or "=" in name:
+            conninfo = name
+        else:
+            arguments.setdefault("dbname", name)
+        return conninfo, arguments
+
+    async def _create_pool_async(self) -> Any:
+        conninfo, arguments = self._connection_arguments()
+        pool: Any = psycopg_pool.AsyncConnectionPool(
+            conninfo, kwargs=arguments, open=False, timeout=self._acquire_timeout, **self.pool_options
+        )
+        await pool.open(wait=self._wait_for_minimum, timeout=self._acquire_timeout)
+        return pool
+
+    async def _pool_acquire(self, pool: Any) -> Any:
+        try:
+            raw = await pool.getconn()
+        except psycopg_pool.TooManyRequests as error:
+            raise TooManyWaiters(
+                f"{self._state.name}: {self.pool_options['max_waiting']} callers are waiting for a connection already "
+                "(max_waiting)."
+            ) from error
+        except psycopg_pool.PoolClosed as error:
+            raise PoolClosed(f"{self._state.name}: the pool was closed meanwhile.") from error
+        except psycopg_pool.PoolTimeout:
+            raise TimeoutError from None
+        if self.server_version is None:
+            self._set_server_version(raw)
+        return AsyncPsycopgConnection(raw)
+
+    async def _pool_release(self, conn: Any) -> None:
+        raw = conn.conn
+        if raw is None:
+            return
+        if raw.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+            with contextlib.suppress(psycopg.Error):  # broken: the pool will see it and replace the connection
+                await raw.rollback()
+        await self._pool.putconn(raw)
+
+    async def _pool_close(self) -> None:
+        await self._pool.close(self._acquire_timeout)
+
+    async def open(self, wait: bool = False) -> None:
+        """Open the pool in the running loop; lifespan does this.
+
+        Args:
+            wait: for `min_size` connections.
+
+        Raises: `DatabaseUnavailable` if they do not come within the timeout; `WrongEventLoop`.
+        """
+        pool = await self.open_pool()
+        if wait:
+            try:
+                await pool.wait(self._acquire_timeout)
+            except psycopg_pool.PoolTimeout as error:
+                raise self._unavailable(error) from error
+
+    def pool_stats(self) -> dict[str, int]:
+        """Return what `AsyncConnectionPool.get_stats` counts; nothing while the pool is closed."""
+        return self._pool.get_stats() if self._pool is not None else {}
