@@ -31,38 +31,61 @@ class Background:
         self._max_threads = max_threads
         self._idle_seconds = idle_seconds
         # Nothing of `threading` before the first job: gevent may patch it between import and use.
-        self._ready: threading.Condition | None = None
+        self._made: dict[str, threading.Condition] = {}
         self._jobs: collections.deque[tuple[Callable[[], Any], Future[Any]]] = collections.deque()
         self._threads = 0
         self._idle = 0
 
     def submit(self, job: Callable[[], Any]) -> Future[Any]:
-        """Run `job` soon on another thread; the future carries its result or exception."""
+        """Run `job` soon on another thread; the future carries its result or exception.
+
+        The future cannot be cancelled: a connection must come back even if whoever waited for that has gone.
+        """
         future: Future[Any] = Future()
-        ready = self._ready
-        if ready is None:
-            ready = self._ready = threading.Condition(threading.Lock())
+        future.set_running_or_notify_cancel()
+        ready = self._ready()
         with ready:
             self._jobs.append((job, future))
             if self._idle >= len(self._jobs) or self._threads >= self._max_threads:
                 ready.notify()
                 return future
             self._threads += 1
-        threading.Thread(target=self._work, args=(ready,), name="peewee-background", daemon=True).start()
+        try:
+            threading.Thread(target=self._work, args=(ready,), name="peewee-background", daemon=True).start()
+        except RuntimeError:  # no more threads, or the interpreter is shutting down
+            with ready:
+                self._threads -= 1
+                alone = not self._threads
+            if alone:
+                self._work_off(ready)
         return future
+
+    def _ready(self) -> threading.Condition:
+        try:
+            return self._made["ready"]
+        except KeyError:
+            return self._made.setdefault("ready", threading.Condition(threading.Lock()))
 
     def _work(self, ready: threading.Condition) -> None:
         while True:
+            self._work_off(ready)
             with ready:
-                while not self._jobs:
-                    self._idle += 1
-                    try:
-                        signalled = ready.wait(self._idle_seconds)
-                    finally:
-                        self._idle -= 1
-                    if not signalled and not self._jobs:
-                        self._threads -= 1
-                        return
+                if self._jobs:
+                    continue
+                self._idle += 1
+                try:
+                    signalled = ready.wait(self._idle_seconds)
+                finally:
+                    self._idle -= 1
+                if not signalled and not self._jobs:
+                    self._threads -= 1
+                    return
+
+    def _work_off(self, ready: threading.Condition) -> None:
+        while True:
+            with ready:
+                if not self._jobs:
+                    return
                 job, future = self._jobs.popleft()
             try:
                 result = job()
@@ -70,7 +93,8 @@ class Background:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            del job, future
+                del result
+            del job, future  # an idle thread must not keep a connection alive
 
     def forget(self) -> None:
         """Start anew in a forked child, where none of the threads exist."""

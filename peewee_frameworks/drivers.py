@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 # PyMySQL and mysqlclient keep the status flags of the server's last reply: MySQL's protocol, "Server Status Flags".
 _SERVER_STATUS_IN_TRANS = 0x0001
 
 
-def is_clean(conn: Any) -> bool:
-    """Return True if the driver can tell, without a round trip, that no transaction is open on `conn`."""
+def transaction_is_open(conn: Any) -> bool | None:
+    """Return whether a transaction is open on `conn`, or None if the driver cannot tell without a round trip."""
     in_transaction = getattr(conn, "in_transaction", None)  # sqlite3
     if isinstance(in_transaction, bool):
-        return not in_transaction
+        return in_transaction
     status = getattr(conn, "server_status", None)  # PyMySQL
     if isinstance(status, int):
-        return not status & _SERVER_STATUS_IN_TRANS
+        return bool(status & _SERVER_STATUS_IN_TRANS)
     pgconn = getattr(conn, "pgconn", None)  # psycopg: 0 is IDLE
     if pgconn is not None:
-        return bool(pgconn.transaction_status == 0)
-    return False
+        return bool(pgconn.transaction_status != 0)
+    return None
+
+
+def is_clean(conn: Any) -> bool:
+    """Return True if the driver can tell, without a round trip, that no transaction is open on `conn`."""
+    return transaction_is_open(conn) is False
+
+
+@functools.cache
+def reads_later(cursor_class: Any) -> bool:
+    """Return whether cursors of this class fetch from the server: PyMySQL's and mysqlclient's ``SSCursor``."""
+    return any(base.__name__ == "SSCursor" for base in cursor_class.__mro__)
 
 
 # MySQL: server shutdown (1053), connection killed (1927), gone away (2006), lost during query (2013), and the codes

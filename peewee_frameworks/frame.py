@@ -7,27 +7,58 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from .drivers import transaction_is_open
 from .errors import ConcurrentUse, ScopeEnded, ScopeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from .scope import Scope
     from .state import State
 
 logger = logging.getLogger("peewee_frameworks")
 
 
-def executing() -> object:
-    """Return what tells this flow of execution from others: the greenlet, or the thread's number."""
+class _GreenletLock:
+    """A reentrant lock whose owner is a greenlet, for processes in which several share one thread."""
+
+    __slots__ = ("_count", "_current", "_lock", "_owner")
+
+    def __init__(self, current: Callable[[], object]) -> None:
+        self._current = current
+        self._lock = threading.Lock()
+        self._owner: object = None
+        self._count = 0
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        me = self._current()
+        if self._owner is me:
+            self._count += 1
+            return True
+        if not self._lock.acquire(blocking, timeout):
+            return False
+        self._owner, self._count = me, 1
+        return True
+
+    def release(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self._owner = None
+            self._lock.release()
+
+
+def _make_lock() -> Any:
+    # Chosen for each frame: greenlet may be imported, and threading patched, after this module.
     greenlet = sys.modules.get("greenlet")
-    return threading.get_ident() if greenlet is None else greenlet.getcurrent()
+    return threading.RLock() if greenlet is None else _GreenletLock(greenlet.getcurrent)
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -60,7 +91,8 @@ def _first_open(mark: Lineage | None) -> Lineage | None:
     return mark
 
 
-def _inherits(lineage: Lineage) -> bool:
+def inherits(lineage: Lineage) -> bool:
+    """Return whether the running code comes from inside the block that `lineage` marks."""
     mine = current_lineage.get()
     while mine is not None:
         if mine is lineage:
@@ -69,13 +101,35 @@ def _inherits(lineage: Lineage) -> bool:
     return False
 
 
+class Frames(dict["State", "Frame"]):
+    """What the context variable holds: the frame of each database in the current scope."""
+
+    __slots__ = ("scope",)
+
+    def __init__(self, scope: Scope | None, frames: dict[State, Frame]) -> None:
+        super().__init__(frames)
+        self.scope = scope
+
+
+current_frames: contextvars.ContextVar[Frames | None] = contextvars.ContextVar("peewee_frameworks_frames", default=None)
+
+
 class Pin:
     """An entry in Peewee's stack of contexts that keeps a nested ``with db`` from closing the request's connection."""
 
 
 _PIN = Pin()
 
+_weak = weakref.ref
+_native_thread = threading.get_ident  # under gevent too: what matters is the native thread that may be inside SQLite
+_SEVERAL = -1
+
 _PRUNE_CURSORS_AT = 16
+
+# Only `finish`, `release_early` and `_drop_late` hold the lock without being a user, and for no longer than it takes to
+# change a few attributes.
+_HOUSEKEEPING_SECONDS = 0.001
+_HOUSEKEEPING_TRIES = 1000
 
 
 class Frame:
@@ -84,40 +138,48 @@ class Frame:
     `closed`, `conn`, `ctx`, `transactions`, `commit_callbacks`, `reset` and `set_connection` are Peewee's protocol. A frame
     goes one way, open to final; what a scope lends, several threads and tasks may see, so each statement passes through
     `enter` and `leave`.
+
+    The connection leaves the frame exactly once, under the lock. Nobody waits for the lock: whoever finds it taken relies on
+    the holder, and every holder, when it lets go, looks whether the scope has ended meanwhile.
     """
 
+    shared = True
+
     __slots__ = (
+        "_acquire",
+        "_cursors",
         "_depth",
-        "_holder",
-        "_lock",
+        "_last_cursor",
+        "_prune_at",
+        "_reader",
+        "_release",
         "atomic",
         "closed",
         "commit_callbacks",
         "conn",
         "ctx",
-        "cursors",
         "final",
         "label",
         "lineage",
         "on_release",
         "pinned",
         "request_transaction",
-        "shared",
+        "savepoints",
         "state",
         "transactions",
     )
 
-    def __init__(self, state: State, label: str, *, shared: bool) -> None:
+    def __init__(self, state: State, label: str) -> None:
         self.state = state
         self.label = label
-        self.shared = shared
         self.final = False
         self.pinned = False
         self.atomic = False
         self.request_transaction: Any = None
         self.on_release: Callable[[], None] | None = None
-        self._lock = threading.Lock()
-        self._holder: object = None
+        lock = _make_lock()
+        self._acquire = lock.acquire
+        self._release = lock.release
         self._depth = 0
         self.reset()
 
@@ -127,9 +189,13 @@ class Frame:
         self.conn: Any = None
         self.ctx: list[Any] = [_PIN] if self.pinned else []
         self.transactions: list[Any] = []
+        self.savepoints: list[Any] = []
         self.commit_callbacks: list[Any] = []
         self.lineage: Lineage | None = None
-        self.cursors: list[weakref.ref[Any]] = []
+        self._cursors: list[weakref.ref[Any]] = []
+        self._last_cursor: weakref.ref[Any] | None = None
+        self._reader: int | None = None
+        self._prune_at = _PRUNE_CURSORS_AT
 
     def set_connection(self, conn: Any) -> None:
         """Take a fresh connection (Peewee's protocol)."""
@@ -137,40 +203,64 @@ class Frame:
         self.conn = conn
         self.closed = False
 
+    def pin(self) -> None:
+        """Keep a nested ``with db`` or ``connection_context`` from closing the connection at its end."""
+        if not self.pinned:
+            self.pinned = True
+            self.ctx.insert(0, _PIN)
+
     # -- the guard ----------------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
         """Become the one user of the connection, or raise `ConcurrentUse` or `ScopeEnded`."""
-        if not self.shared:
-            return
-        if not self._lock.acquire(blocking=False):
-            # A query hook or an SQLite function that queries is the same user, not a second one.
-            if self._holder != executing():
-                raise self._overlap()
-            self._depth += 1
-            return
-        self._holder = executing()
-        if self.final or (self.lineage is not None and not _inherits(self.lineage)):
-            self._holder = None
-            self._lock.release()
-            raise self.ended() if self.final else self._intrusion()
+        # A query hook or an SQLite function that queries is the same user, not a second one: the lock is reentrant.
+        if not self._acquire(False):
+            self._wait_for_housekeeping()
+        if not self._depth and (self.final or (self.lineage is not None and not inherits(self.lineage))):
+            self._release()
+            if not self.final:
+                raise self._intrusion()
+            self._drop_late()  # `finish` may have found the lock taken by us
+            raise self.ended()
+        self._depth += 1
 
     def leave(self) -> None:
         """End what `enter` began; the last user after the scope's end drops the connection."""
-        if not self.shared:
-            return
-        if self._depth:
-            self._depth -= 1
-            return
-        self._holder = None
-        self._lock.release()
-        if self.final and self.conn is not None:
+        self._depth = depth = self._depth - 1
+        self._release()
+        if self.final and not depth:
             self._drop_late()
+
+    def _wait_for_housekeeping(self) -> None:
+        for _ in range(_HOUSEKEEPING_TRIES):
+            if self.final:
+                raise self.ended()
+            if self._depth:
+                break
+            if self._acquire(True, _HOUSEKEEPING_SECONDS):
+                return
+        raise self._overlap()
 
     def check_lineage(self) -> None:
         """Raise `ConcurrentUse` if a transaction is open that the caller's code does not come from."""
-        if self.lineage is not None and not _inherits(self.lineage):
+        if self.lineage is not None and not inherits(self.lineage):
             raise self._intrusion()
+
+    def mark(self) -> Lineage:
+        """Refuse, until `unmark`, all code that is not started from here."""
+        mark = self.lineage = Lineage(current_lineage.get(), self.lineage)
+        current_lineage.set(mark)
+        return mark
+
+    def unmark(self, mark: Lineage) -> None:
+        """End what `mark` began; blocks may end in another order than they began in."""
+        mark.closed = True
+        lineage = self.lineage
+        while lineage is not None and lineage.closed:
+            lineage = lineage.below
+        self.lineage = lineage
+        if current_lineage.get() is mark:
+            current_lineage.set(mark.outer)
 
     def _overlap(self) -> ConcurrentUse:
         return ConcurrentUse(
@@ -210,29 +300,41 @@ class Frame:
         self.atomic = False
         if transaction is None or self.conn is None:
             return
-        with self.state.bound(self):
-            if len(self.transactions) > 1 and error is None:
-                error = ScopeError(
-                    f"{self.state.name}: {self.label} cannot commit: {_describe(self.transactions[1:])} is still open "
-                    "inside its transaction. End the block before the response starts (in FastAPI: a dependency with "
+        inner = self.transactions[1:] + self.savepoints
+        if inner:
+            # The transaction stays on the stack: nothing can commit it any more, the inner block can end as it began, and
+            # `finish` rolls back. A rollback now would let the rest of the inner block commit by itself.
+            if error is None:
+                raise ScopeError(
+                    f"{self.state.name}: {self.label} cannot commit: {_describe(inner)} is still open inside its "
+                    "transaction. End the block before the response starts (in FastAPI: a dependency with "
                     "scope='function')."
                 )
-                transaction.__exit__(type(error), error, None)
-                raise error
+            return
+        with self.state.bound(self):
             transaction.__exit__(type(error) if error else None, error, None)
 
     # -- cursors --------------------------------------------------------------------------------------------------------
 
     def track(self, cursor: Any) -> None:
         """Remember a cursor that may still hold rows on the server or in SQLite's statement."""
-        cursors = self.cursors
-        if len(cursors) >= _PRUNE_CURSORS_AT:
-            cursors[:] = [ref for ref in cursors if ref() is not None]
-        cursors.append(weakref.ref(cursor))
+        last = self._last_cursor
+        if last is not None and last() is not None:
+            # Rare: almost every cursor has gone when the next statement comes.
+            cursors = self._cursors
+            if len(cursors) >= self._prune_at:
+                cursors[:] = [ref for ref in cursors if ref() is not None]
+                self._prune_at = max(_PRUNE_CURSORS_AT, 2 * len(cursors))
+            cursors.append(last)
+        self._last_cursor = _weak(cursor)
+        thread = _native_thread()
+        if self._reader != thread:
+            self._reader = thread if self._reader is None else _SEVERAL
 
-    def has_live_cursor(self) -> bool:
-        """Return whether a result is still being read from the connection."""
-        return any(ref() is not None for ref in self.cursors)
+    def live_cursors(self) -> list[Any]:
+        """Return the cursors that a result may still be read from."""
+        refs = self._cursors if self._last_cursor is None else [*self._cursors, self._last_cursor]
+        return [cursor for ref in refs if (cursor := ref()) is not None]
 
     # -- giving the connection back ---------------------------------------------------------------------------------------
 
@@ -241,18 +343,31 @@ class Frame:
 
         Returns: whether a connection was given back.
         """
-        if self.conn is None or not self.state.database.autoconnect or not self._lock.acquire(blocking=False):
+        if self.conn is None or not self.state.database.autoconnect or not self._acquire(False):
             return False
+        conn = None
         try:
-            in_use = self.transactions or any(entry is not _PIN for entry in self.ctx) or self.has_live_cursor()
-            if self.conn is None or in_use:
-                return False
-            conn = self._detach()
+            if self.conn is not None and not self._is_in_use():
+                self.pinned = False  # eager connecting was for the time up to here
+                conn = self._detach()
         finally:
-            self._lock.release()
-        self.state.give_back(conn)
-        self._released()
+            self._release()
+        if self.final:
+            self._drop_late()  # `finish` may have found the lock taken by us
+        if conn is None:
+            return False
+        self._give_back(conn)
         return True
+
+    def _is_in_use(self) -> bool:
+        return bool(
+            self._depth
+            or self.transactions
+            or self.savepoints
+            or any(entry is not _PIN for entry in self.ctx)
+            or self.live_cursors()
+            or transaction_is_open(self.conn)  # a BEGIN that was written as SQL
+        )
 
     def finish(self) -> Future[None] | None:
         """End for good: roll back what is open, give the connection back. Never raises, never blocks an event loop.
@@ -262,21 +377,33 @@ class Frame:
         Returns: a future if the connection is being returned on another thread.
         """
         self.final = True
-        pending = None
-        if self._lock.acquire(blocking=False):
-            try:
-                conn, cursors, dirty = self.conn, self.cursors, list(self.transactions)
-                self.conn, self.closed, self.cursors = None, True, []
-            finally:
-                self._lock.release()
-            if conn is not None:
-                if dirty and dirty != [self.request_transaction]:  # an atomic request that failed needs no warning
-                    logger.warning(
-                        "%s: %s ended with %s open; rolled back.", self.state.name, self.label, _describe(dirty)
-                    )
-                live = [cursor for ref in cursors if (cursor := ref()) is not None]
-                pending = self.state.give_back(conn, rollback=bool(dirty), cursors=live)
-        self._released()
+        if not self._acquire(False):
+            return None
+        try:
+            if self._depth:  # by this very thread: a signal handler, or the garbage collector, inside a statement
+                return None
+            conn, dirty = self.conn, list(self.transactions)
+            self.conn, self.closed = None, True
+        finally:
+            self._release()
+        if conn is None:
+            self._released()
+            return None
+        if dirty and dirty != [self.request_transaction]:  # an atomic request that failed needs no warning
+            logger.warning("%s: %s ended with %s open; rolled back.", self.state.name, self.label, _describe(dirty))
+        live = self.live_cursors()
+        if live and self.state.tracks_cursors and self._reader != _native_thread():
+            # Another thread may be inside SQLite with one of them, and to close it there crashes the process.
+            self.state.linger(conn, live, rollback=bool(dirty), done=self._released)
+            return None
+        return self._give_back(conn, rollback=bool(dirty), cursors=live)
+
+    def _give_back(self, conn: Any, **options: Any) -> Future[None] | None:
+        pending = self.state.give_back(conn, **options)
+        if pending is None:
+            self._released()
+        else:
+            pending.add_done_callback(lambda _: self._released())
         return pending
 
     def _detach(self) -> Any:
@@ -285,28 +412,84 @@ class Frame:
         return conn
 
     def _drop_late(self) -> None:
-        if not self._lock.acquire(blocking=False):
+        if self.conn is None or not self._acquire(False):
             return  # another late user; that one drops it
         try:
+            if self._depth:
+                return
             conn, self.conn, self.closed = self.conn, None, True
         finally:
-            self._lock.release()
+            self._release()
         if conn is not None:
             logger.warning(
                 "%s: a statement of %s was still running when it ended; its connection is closed, not reused.",
                 self.state.name,
                 self.label,
             )
-            self.state.drop(conn)
+            self.state.drop(conn, done=self._released)
 
     def _released(self) -> None:
         if self.on_release is not None:
-            self.on_release()
+            try:
+                self.on_release()
+            except Exception:
+                logger.exception("%s: a callback on the release of %s failed.", self.state.name, self.label)
 
 
-def _describe(transactions: list[Any]) -> str:
-    outer = type(transactions[0]).__name__.lstrip("_").lower()
-    return f"a {outer} block" if len(transactions) == 1 else f"a {outer} block and {len(transactions) - 1} inside it"
+class PrivateFrame(Frame):
+    """The record of one thread, greenlet or task outside any scope: nobody else sees it, so there is nothing to guard."""
+
+    shared = False
+
+    __slots__ = ()
+
+    def enter(self) -> None:
+        """Nobody else can be inside."""
+
+    def leave(self) -> None:
+        """Nobody waits."""
+
+
+def _describe(blocks: list[Any]) -> str:
+    outer = type(blocks[0]).__name__.lstrip("_").lower()
+    return f"a {outer} block" if len(blocks) == 1 else f"a {outer} block and {len(blocks) - 1} inside it"
+
+
+class GuardedCursor:
+    """A cursor that fetches from the server: each fetch uses the connection, so it passes through the guard."""
+
+    __slots__ = ("__weakref__", "_cursor", "_frame")
+
+    def __init__(self, cursor: Any, frame: Frame) -> None:
+        self._cursor = cursor
+        self._frame = frame
+
+    def _guarded(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._frame.enter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self._frame.leave()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._cursor, name)
+        if name in ("execute", "executemany", "fetchone", "fetchmany", "fetchall", "scroll", "nextset"):
+            return functools.partial(self._guarded, value)
+        return value
+
+    def __iter__(self) -> GuardedCursor:
+        return self
+
+    def __next__(self) -> Any:
+        row = self._guarded(self._cursor.fetchone)
+        if row is None:
+            raise StopIteration
+        return row
+
+    def close(self) -> None:
+        """Close it; after the scope's end it is closed already."""
+        if not self._frame.final:
+            self._guarded(self._cursor.close)
 
 
 class NoRecord:

@@ -16,9 +16,9 @@ from playhouse.pool import MaxConnectionsExceeded
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from . import gevent
-from .drivers import is_clean
+from .drivers import is_clean, reads_later
 from .errors import DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
-from .frame import Frame, Lineage, current_lineage, running_loop
+from .frame import Frame, GuardedCursor, Lineage, current_frames, inherits, running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,56 +29,80 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
-class _Bound:
-    """A block that ends on the frame it began on; see `State.bound`."""
+_SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+
+
+class _Entry:
+    """One entry into a block: the frame it began on, its mark there, and the block that does the work, if another."""
+
+    __slots__ = ("block", "frame", "mark")
+
+    def __init__(self, frame: Frame, mark: Lineage | None = None, block: Any = None) -> None:
+        self.frame = frame
+        self.mark = mark
+        self.block = block
+
+
+class _Block:
+    """A block that ends on the frame it began on, whatever thread, task or context it is closed in.
+
+    One object may be entered several times, nested or by several threads: Peewee allows it.
+    """
 
     db: Any
-    _frame: Frame | None = None
+    _entries: list[_Entry] | None = None
 
     def __enter__(self) -> Any:
         result = super().__enter__()  # type: ignore[misc]
-        self._frame = self.db._state.frame()
+        self._note(_Entry(self.db._state.frame()))
         return result
 
+    def _note(self, entry: _Entry) -> None:
+        if self._entries is None:
+            self._entries = []
+        self._entries.append(entry)
+
+    def _pick(self) -> _Entry | None:
+        """Take the entry that is left now: the last one on the current frame, else the last."""
+        entries = self._entries
+        if not entries:
+            return None
+        if len(entries) > 1:
+            current = self.db._state.frame()
+            for index in reversed(range(len(entries))):
+                if entries[index].frame is current:
+                    return entries.pop(index)
+        return entries.pop()
+
     def __exit__(self, *exc_info: object) -> Any:
-        frame, self._frame = self._frame, None
-        if frame is None:
+        entry = self._pick()
+        if entry is None or not isinstance(entry.frame, Frame):
             return super().__exit__(*exc_info)  # type: ignore[misc]
-        with frame.state.bound(frame):
-            return super().__exit__(*exc_info)  # type: ignore[misc]
+        frame, mark = entry.frame, entry.mark
+        try:
+            if self.db._state.frame() is frame and (mark is None or inherits(mark)):
+                return super().__exit__(*exc_info)  # type: ignore[misc]
+            with frame.state.bound(frame, mark):
+                return super().__exit__(*exc_info)  # type: ignore[misc]
+        finally:
+            if mark is not None:
+                frame.unmark(mark)
 
 
-class _Marked(_Bound):
+class _Marked(_Block):
     """A transaction block or savepoint: while it is open, code that does not come from inside it is refused."""
-
-    _mark: Lineage | None = None
 
     def __enter__(self) -> Any:
         state: State = self.db._state
         guard = state.frame()
         guard.enter()  # until the mark is set: nobody may slip in between BEGIN and the mark
         try:
-            result = super().__enter__()
-            frame = self._frame
-            if frame is not None and frame.shared and not _handed_over():
-                self._mark = frame.lineage = Lineage(current_lineage.get(), frame.lineage)
-                current_lineage.set(self._mark)
+            result = super(_Block, self).__enter__()  # type: ignore[misc]
+            frame = state.frame()
+            self._note(_Entry(frame, frame.mark() if frame.shared and not _handed_over() else None))
         finally:
             guard.leave()
         return result
-
-    def __exit__(self, *exc_info: object) -> Any:
-        frame = self._frame
-        try:
-            return super().__exit__(*exc_info)
-        finally:
-            mark, self._mark = self._mark, None
-            if mark is not None:
-                mark.closed = True
-                if frame is not None and frame.lineage is mark:
-                    frame.lineage = mark.below
-                if current_lineage.get() is mark:
-                    current_lineage.set(mark.outer)
 
 
 class Transaction(_Marked, peewee._transaction):
@@ -86,23 +110,57 @@ class Transaction(_Marked, peewee._transaction):
 
     def begin_unmarked(self) -> Any:
         """Begin without a mark: whoever shares the scope may go on in the transaction."""
-        return _Bound.__enter__(self)
+        return _Block.__enter__(self)
 
 
 class Savepoint(_Marked, peewee._savepoint):
     """Peewee's savepoint block."""
 
+    def _note(self, entry: _Entry) -> None:
+        super()._note(entry)
+        entry.frame.savepoints.append(self)
 
-class Manual(_Bound, peewee._manual):
+    def _pick(self) -> _Entry | None:
+        entry = super()._pick()
+        if entry is not None and self in entry.frame.savepoints:
+            entry.frame.savepoints.remove(self)
+        return entry
+
+    def rollback(self, begin: bool = True) -> None:
+        # As in `Guarded.rollback`: an error here would hide the one that is unwinding the block.
+        if begin or not self.db._state.frame().final:
+            super().rollback(begin)
+
+
+class Atomic(_Block, peewee._atomic):
+    """Peewee's ``atomic``, a transaction or a savepoint."""
+
+    _transaction_args: Any
+
+    def __enter__(self) -> Any:
+        args, kwargs = self._transaction_args
+        block = peewee._atomic(self.db, *args, **kwargs)  # which of the two it is belongs to this entry alone
+        result = block.__enter__()
+        self._note(_Entry(self.db._state.frame(), block=block))
+        return result
+
+    def __exit__(self, *exc_info: object) -> Any:
+        entry = self._pick()
+        return entry.block.__exit__(*exc_info) if entry is not None else None
+
+
+class Manual(_Block, peewee._manual):
     """Peewee's manual-commit block; connects first, since a connect would forget that the block is open."""
 
     def __enter__(self) -> Any:
-        if self.db.is_closed() and self.db.autoconnect:
+        if self.db.is_closed():
+            if not self.db.autoconnect:
+                raise peewee.InterfaceError("Error, database connection not opened.")
             self.db.connect()
         return super().__enter__()
 
 
-class ConnectionContext(_Bound, peewee.ConnectionContext):
+class ConnectionContext(_Block, peewee.ConnectionContext):
     """Peewee's ``connection_context``."""
 
 
@@ -120,9 +178,9 @@ def _handed_over() -> bool:
 
 
 def _caller() -> FrameType | None:
-    """Return the Python frame of the user's code: the first that is neither Peewee's nor ours."""
+    """Return the Python frame of the user's code: the first that is not Peewee's, ours, or an `ExitStack`'s."""
     frame = inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__") in (__name__, "peewee"):
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, "peewee", "contextlib"):
         frame = frame.f_back
     return frame
 
@@ -130,21 +188,11 @@ def _caller() -> FrameType | None:
 class Guarded:
     """Mixed into the class of an installed database: guards each call that uses the connection."""
 
+    __slots__ = ()  # see `_guarded_class`
+
     _state: State
     autoconnect: bool
     deferred: bool
-
-    def _execute_cursor(self, sql: str, params: Any, **options: Any) -> Any:
-        state = self._state
-        frame = state.frame()
-        frame.enter()
-        try:
-            cursor = super()._execute_cursor(sql, params, **options)  # type: ignore[misc]
-            if frame.shared and (options or state.tracks_cursors):
-                frame.track(cursor)
-            return cursor
-        finally:
-            frame.leave()
 
     def _guard(self, call: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
         frame = self._state.frame()
@@ -159,11 +207,19 @@ class Guarded:
 
     def commit(self) -> None:
         self._guard(super().commit)  # type: ignore[misc]
+        self._unmark_all()
 
     def rollback(self) -> None:
         # After the end everything is rolled back already; an error here would hide the one that is unwinding the block.
         if not self._state.frame().final:
             self._guard(super().rollback)  # type: ignore[misc]
+        self._unmark_all()
+
+    def _unmark_all(self) -> None:
+        frame = self._state.frame()
+        if not frame.transactions:
+            while frame.lineage is not None:
+                frame.unmark(frame.lineage)
 
     def connect(self, *args: Any, **kwargs: Any) -> bool:
         state = self._state
@@ -176,10 +232,19 @@ class Guarded:
         try:
             opened = self._connect_here(*args, **kwargs)
             if opened and frame.atomic:
-                frame.begin_request_transaction()
+                self._begin_request(frame)
             return opened
         finally:
             frame.leave()
+
+    @staticmethod
+    def _begin_request(frame: Frame) -> None:
+        try:
+            frame.begin_request_transaction()
+        except BaseException:
+            # An open connection without its transaction would let the next statement commit by itself.
+            frame.state.drop(frame._detach())
+            raise
 
     def _connect_here(self, *args: Any, **kwargs: Any) -> bool:
         return self._attempt(super().connect, *args, **kwargs)  # type: ignore[misc]
@@ -200,29 +265,44 @@ class Guarded:
             return False
         frame.enter()
         try:
-            if running_loop() is None or frame.conn is None or frame.transactions:
+            if frame.conn is None or frame.transactions:
                 return bool(super().close())  # type: ignore[misc]
-            conn = frame._detach()
+            if running_loop() is None:
+                super().close()  # type: ignore[misc]
+                conn = None
+            else:
+                conn = frame._detach()
         finally:
             frame.leave()
-            if isinstance(frame, Frame) and frame.conn is None:
-                frame._released()
-        state.give_back(conn)
+        if conn is None:
+            frame._released()
+        else:
+            frame._give_back(conn)
         return True
+
+    def init(self, *args: Any, **kwargs: Any) -> None:
+        super().init(*args, **kwargs)  # type: ignore[misc]
+        self._state.reconfigure()
+
+    def is_connection_usable(self) -> bool:
+        return bool(self._guard(super().is_connection_usable))  # type: ignore[misc] # MySQL's is a ping
 
     def dispose(self) -> None:
         super().dispose()  # type: ignore[misc]
         self._state.forget()
 
+    def push_transaction(self, transaction: Any) -> None:
+        super().push_transaction(transaction)  # type: ignore[misc]
+        frame = self._state.frame()
+        if type(transaction) is peewee._transaction and frame.shared and len(frame.transactions) == 1:
+            frame.mark()  # made by a `DatabaseProxy` that was never passed to us; ends with its COMMIT or ROLLBACK
+
     def session_start(self) -> Any:
         # A session is not a block: whoever shares the scope may go on with it.
         return self.transaction().begin_unmarked()
 
-    def _run_commit_callbacks(self) -> None:
-        frame = self._state.frame()
-        if not frame.transactions and frame.lineage is not None:
-            frame.lineage.closed, frame.lineage = True, None  # committed: the callbacks are outside the transaction
-        super()._run_commit_callbacks()  # type: ignore[misc]
+    def atomic(self, *args: Any, **kwargs: Any) -> Atomic:
+        return Atomic(self, *args, **kwargs)
 
     def transaction(self, *args: Any, **kwargs: Any) -> Transaction:
         return Transaction(self, *args, **kwargs)
@@ -239,21 +319,85 @@ class Guarded:
     def __enter__(self) -> Any:
         result = super().__enter__()  # type: ignore[misc]
         caller = _caller()
-        if caller is not None and caller.f_code.co_flags & inspect.CO_GENERATOR:
-            # ``with db`` keeps nothing of its own, so a generator that may be closed elsewhere is noted here.
-            self._state.generators[id(caller)] = self._state.frame()
+        if caller is not None and caller.f_code.co_flags & _SUSPENDABLE:
+            # ``with db`` keeps nothing of its own, so what may be closed in another context is noted here.
+            self._state.blocks.setdefault(caller, []).append(self._state.frame())
         return result
 
     def __exit__(self, *exc_info: object) -> Any:
-        frame = self._state.generators.pop(id(_caller()), None)
-        if frame is None:
+        state, caller = self._state, _caller()
+        frames = state.blocks.get(caller) if caller is not None else None
+        if not frames:
             return super().__exit__(*exc_info)  # type: ignore[misc]
-        with self._state.bound(frame):
+        frame = frames.pop()
+        if not frames:
+            del state.blocks[caller]  # type: ignore[arg-type]
+        with state.bound(frame):
             return super().__exit__(*exc_info)  # type: ignore[misc]
+
+
+def statement_methods(cls: Any) -> dict[str, Any]:
+    """Make the methods that every statement passes through, for a database class that is being guarded.
+
+    They hold what ``super()`` would look up each time, and read the frame once where Peewee reads the state twice.
+    """
+    methods = {"_execute_cursor": _guarded_execute(cls._execute_cursor)}
+    if cls.cursor is _peewee_cursor:
+        methods["cursor"] = _quick_cursor
+    return methods
+
+
+def _guarded_execute(execute: Any) -> Any:
+    find_frames = current_frames.get
+
+    @functools.wraps(execute)
+    def _execute_cursor(self: Any, sql: str, params: Any, **options: Any) -> Any:
+        state = self._state
+        frames = find_frames()
+        frame = None if frames is None else frames.get(state)
+        if frame is None or not frame.shared:
+            return execute(self, sql, params, **options)
+        # What `enter` and `leave` do, without their calls.
+        if not frame._acquire(False):
+            frame.enter()
+        elif frame._depth or not (frame.final or frame.lineage):
+            frame._depth += 1
+        else:
+            frame._release()
+            frame.enter()
+        try:
+            cursor = execute(self, sql, params, **options)
+            if state.tracks_cursors:
+                if cursor.description is not None:
+                    frame.track(cursor)
+            elif options or reads_later(cursor.__class__):
+                frame.track(cursor)
+                return GuardedCursor(cursor, frame)
+            return cursor
+        finally:
+            frame._depth = depth = frame._depth - 1
+            frame._release()
+            if frame.final and not depth:
+                frame._drop_late()
+
+    return _execute_cursor
+
+
+_peewee_cursor: Any = peewee.Database.cursor
+
+
+@functools.wraps(_peewee_cursor)
+def _quick_cursor(self: Any, named_cursor: Any = None) -> Any:
+    frames = current_frames.get()
+    frame = None if frames is None else frames.get(self._state)
+    conn = self._state.conn if frame is None else frame.conn
+    return _peewee_cursor(self, named_cursor) if conn is None else conn.cursor()
 
 
 class GuardedPool(Guarded):
     """Mixed into playhouse's pooled databases."""
+
+    __slots__ = ()
 
     _max_connections: int | None
     _connections: list[Any]
@@ -261,8 +405,6 @@ class GuardedPool(Guarded):
 
     def _connect_here(self, *args: Any, **kwargs: Any) -> bool:
         state = self._state
-        if self._is_exhausted():
-            state.reap()
         if running_loop() is None:
             return super()._connect_here(*args, **kwargs)
         # Past playhouse's wait, which would stall the loop for up to its whole timeout.
@@ -279,6 +421,12 @@ class GuardedPool(Guarded):
                 "without blocking."
             ) from error
 
+    def _connect(self) -> Any:
+        # Here and not before the wait, so that what becomes free while playhouse waits is found at its next attempt.
+        if self._state.orphans or self._is_exhausted():
+            self._state.reap()
+        return super()._connect()  # type: ignore[misc]
+
     def _is_exhausted(self) -> bool:
         limit = self._max_connections
         return bool(limit and not self._connections and len(self._in_use) >= limit)
@@ -292,18 +440,25 @@ class GuardedProxy(peewee.DatabaseProxy):
     """A `DatabaseProxy` whose blocks are those of the database behind it."""
 
     __slots__ = ()
+    # Peewee's looks into `__slots__` of the very class, and a subclass has none of its own.
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
-        return self.obj.atomic(*args, **kwargs)
+        return self._real().atomic(*args, **kwargs)
 
     def transaction(self, *args: Any, **kwargs: Any) -> Any:
-        return self.obj.transaction(*args, **kwargs)
+        return self._real().transaction(*args, **kwargs)
 
     def savepoint(self) -> Any:
-        return self.obj.savepoint()
+        return self._real().savepoint()
 
     def manual_commit(self) -> Any:
-        return self.obj.manual_commit()
+        return self._real().manual_commit()
 
     def connection_context(self) -> Any:
-        return self.obj.connection_context()
+        return self._real().connection_context()
+
+    def _real(self) -> Any:
+        if self.obj is None:
+            raise AttributeError("Cannot use uninitialized Proxy.")
+        return self.obj

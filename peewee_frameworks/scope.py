@@ -17,8 +17,8 @@ import peewee
 
 from .background import background
 from .errors import ConfigurationError
-from .frame import Frame
-from .state import Frames, State, current_frames, install
+from .frame import Frame, Frames, current_frames
+from .state import State, install
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,7 +47,7 @@ class Scope:
         """
         self.label = label
         self.parent = parent
-        self._own = {state: Frame(state, label, shared=True) for state in states}
+        self._own = {state: state.new_frame(label) for state in states}
         self.frames: Frames = Frames(self, {**parent.frames, **self._own} if parent is not None else dict(self._own))
         self._token: contextvars.Token[Frames | None] | None = None
         # What `orm.run` keeps with the scope; see run.py.
@@ -83,6 +83,7 @@ class Scope:
         """Wrap what follows in a transaction per database, begun when the database first connects."""
         for frame in self._own.values():
             frame.atomic = True
+            frame.pin()  # or a nested ``with db`` would try to close it in the middle of the transaction
             if frame.conn is not None and frame.request_transaction is None and not frame.transactions:
                 with frame.state.bound(frame):
                     frame.begin_request_transaction()
@@ -119,7 +120,7 @@ class Scope:
         """
         for frame in self._own.values():
             if frame.conn is None:
-                frame.pinned = True
+                frame.pin()
                 with frame.state.bound(frame):
                     frame.state.database.connect()
 

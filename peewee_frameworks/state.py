@@ -12,10 +12,10 @@ Two rules, each behind a failing experiment:
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import collections
 import contextlib
-import contextvars
 import functools
 import logging
 import sys
@@ -27,31 +27,40 @@ import peewee
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from .background import background
-from .drivers import is_clean
+from .drivers import is_clean, transaction_is_open
 from .errors import ConfigurationError
-from .frame import NO_RECORD, Frame, running_loop
-from .guarded import Guarded, GuardedPool, GuardedProxy
+from .frame import (
+    NO_RECORD,
+    Frame,
+    Frames,
+    Lineage,
+    PrivateFrame,
+    current_frames,
+    current_lineage,
+    inherits,
+    running_loop,
+)
+from .guarded import Guarded, GuardedPool, GuardedProxy, statement_methods
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
-
-    from .scope import Scope
+    from types import FrameType
 
 logger = logging.getLogger("peewee_frameworks")
 
 
-class Frames(dict["State", "Frame"]):
-    """What the context variable holds: the frame of each database in the current scope."""
+class _ThreadOwner:
+    """Stands for a thread and dies with it; the `threading.Thread` object of a foreign thread outlives it."""
 
-    __slots__ = ("scope",)
+    __slots__ = ("__weakref__", "name")
 
-    def __init__(self, scope: Scope | None, frames: dict[State, Frame]) -> None:
-        super().__init__(frames)
-        self.scope = scope
+    def __init__(self) -> None:
+        self.name = threading.current_thread().name
 
 
-current_frames: contextvars.ContextVar[Frames | None] = contextvars.ContextVar("peewee_frameworks_frames", default=None)
+# Native, if gevent patches later: then it still tells threads apart, and greenlets own their state themselves.
+_thread_local = threading.local()
 
 
 def implicit_owner() -> Any:
@@ -65,14 +74,18 @@ def implicit_owner() -> Any:
         current = greenlet.getcurrent()
         if current.parent is not None:
             return current
-    return threading.current_thread()
+    try:
+        return _thread_local.owner
+    except AttributeError:
+        owner = _thread_local.owner = _ThreadOwner()
+        return owner
 
 
 def _is_dead(owner: Any) -> bool:
     if owner is None:
         return True
-    if isinstance(owner, threading.Thread):
-        return not owner.is_alive()
+    if isinstance(owner, _ThreadOwner):
+        return False  # or it would be None
     if isinstance(owner, asyncio.Future):
         return owner.done()
     return bool(owner.dead)
@@ -93,19 +106,23 @@ class _NoLock:
 class State:
     """Stands where Peewee keeps ``db._state`` and finds the record of the current scope, or of the current owner."""
 
+    # Whether the database is one of Peewee's asyncio layer, whose calls are coroutines.
+    is_async = False
+
     def __init__(self, database: peewee.Database) -> None:
         self._database = weakref.ref(database)
         # How many running applications use the database: the last one to stop closes its pool.
         self.users = 0
         # What gevent had patched when the database was last checked; see `gevent.watch`.
         self.world: Any = None
-        self.tracks_cursors = isinstance(database, peewee.SqliteDatabase)
+        # The other SQLite drivers watch over the threads themselves.
+        self.tracks_cursors = isinstance(database, peewee.SqliteDatabase) and not _is_other_sqlite(database)
         # id(owner) -> (the owner, its record). An id can be used again, so the reference decides.
         self._implicit: dict[int, tuple[weakref.ref[Any], Frame]] = {}
         # Records whose owner was collected. Appended by weakref callbacks, so without a lock; drained by `reap`.
         self.orphans: collections.deque[Frame] = collections.deque()
-        # id(Python frame of a generator) -> the record its ``with db`` block began on.
-        self.generators: dict[int, Frame] = {}
+        # A generator's or coroutine's Python frame -> the records its ``with db`` blocks began on.
+        self.blocks: dict[FrameType, list[Any]] = {}
 
     @property
     def database(self) -> Any:
@@ -155,6 +172,14 @@ class State:
         callbacks: list[Any] = frame.commit_callbacks
         return callbacks
 
+    def reconfigure(self) -> None:
+        """Look again at a database whose `init` was called.
+
+        Raises: `ConfigurationError` as `install` does.
+        """
+        if isinstance(self.database, peewee.SqliteDatabase):
+            prepare_sqlite(self.database)
+
     def reset(self) -> None:
         """Forget the connection; creates no record."""
         frame = self.frame()
@@ -167,6 +192,10 @@ class State:
         if not isinstance(frame, Frame):
             frame = self._create_implicit()
         frame.set_connection(conn)
+
+    def new_frame(self, label: str) -> Frame:
+        """Make the record for a scope."""
+        return Frame(self, label)
 
     # -- finding the record ---------------------------------------------------------------------------------------------
 
@@ -188,7 +217,7 @@ class State:
 
     def _create_implicit(self) -> Frame:
         owner = implicit_owner()
-        frame = Frame(self, f"{_owner_name(owner)}, outside any scope", shared=False)
+        frame = PrivateFrame(self, f"{_owner_name(owner)}, outside any scope")
         key, implicit, orphans = id(owner), self._implicit, self.orphans
 
         def collected(ref: weakref.ref[Any]) -> None:
@@ -212,12 +241,16 @@ class State:
 
     def reap(self) -> int:
         """Take back the connections whose thread, greenlet or task has ended without closing; return how many."""
-        for key, (ref, frame) in list(self._implicit.items()):
-            if _is_dead(ref()) and self._implicit.pop(key, None) is not None:
-                self.orphans.append(frame)
+        for key, entry in list(self._implicit.items()):
+            if _is_dead(entry[0]()) and self._implicit.get(key) is entry:  # the id may have a new owner
+                del self._implicit[key]
+                self.orphans.append(entry[1])
         count = 0
-        while self.orphans:
-            frame = self.orphans.popleft()
+        while True:
+            try:
+                frame = self.orphans.popleft()
+            except IndexError:
+                break
             if frame.conn is not None:
                 count += 1
                 logger.warning("%s: %s ended without closing its connection; taken back.", self.name, frame.label)
@@ -234,22 +267,25 @@ class State:
         return [frame for _, frame in list(self._implicit.values())]
 
     @contextlib.contextmanager
-    def bound(self, frame: Frame) -> Iterator[None]:
-        """Make `frame` the current record for a while.
+    def bound(self, frame: Frame, mark: Lineage | None = None) -> Iterator[None]:
+        """Make `frame` the current record for a while, and `mark` what the code inherits.
 
         A generator that is dropped is closed by the garbage collector in whatever context runs then, perhaps another
-        request's: a block it left open must end on the connection it began on.
+        request's: a block it left open must end on the connection it began on, in its own transaction.
         """
-        if self.frame() is frame:
-            yield
-            return
-        outer = current_frames.get()
-        token = current_frames.set(Frames(None, {**(outer or {}), self: frame}))
+        undo: list[Callable[[], None]] = []
+        if self.frame() is not frame:
+            outer = current_frames.get()
+            token = current_frames.set(Frames(None if outer is None else outer.scope, {**(outer or {}), self: frame}))
+            undo.append(lambda: current_frames.reset(token))
+        if mark is not None and not inherits(mark):
+            lineage = current_lineage.set(mark)
+            undo.append(lambda: current_lineage.reset(lineage))
         try:
             yield
         finally:
-            with contextlib.suppress(ValueError):  # closed in another context than it was entered in
-                current_frames.reset(token)
+            for reset in undo:
+                reset()
 
     # -- returning connections --------------------------------------------------------------------------------------------
 
@@ -264,12 +300,35 @@ class State:
             return background.submit(lambda: self._check_in(conn, rollback=rollback, cursors=cursors))
         return None
 
-    def drop(self, conn: Any) -> None:
+    def drop(self, conn: Any, done: Callable[[], None] | None = None) -> None:
         """Close a connection for good and free its place in the pool. Never raises, never blocks an event loop."""
         if running_loop() is None:
-            self._drop(conn)
+            self._drop(conn, done)
         else:
-            background.submit(lambda: self._drop(conn))
+            background.submit(lambda: self._drop(conn, done))
+
+    def linger(self, conn: Any, cursors: list[Any], *, rollback: bool, done: Callable[[], None]) -> None:
+        """Drop an SQLite connection when the last of `cursors` is gone; until then somebody may be reading from it."""
+        if is_in_memory(self.database):  # closing it would destroy the data, and nobody else can be harmed by a reader
+            self.give_back(conn, rollback=rollback)
+            done()
+            return
+        logger.warning(
+            "%s: a result was still being read when its unit of work ended; its connection is closed, not reused.",
+            self.name,
+        )
+        with contextlib.suppress(Exception):
+            conn.interrupt()  # a reader that is inside SQLite gets an error instead of computing on for nobody
+        readers = {id(cursor) for cursor in cursors}
+
+        def gone(key: int) -> None:
+            readers.discard(key)
+            if not readers:
+                # A finaliser must not take locks; a thread of its own may.
+                _thread.start_new_thread(self._drop, (conn, done))
+
+        for cursor in cursors:
+            weakref.finalize(cursor, gone, id(cursor)).atexit = False
 
     def _check_in(self, conn: Any, *, rollback: bool, cursors: list[Any] | None) -> None:
         try:
@@ -281,6 +340,9 @@ class State:
         except Exception:
             logger.warning("%s: returning a connection failed; it is closed instead.", self.name, exc_info=True)
             self._drop(conn)
+        except BaseException:  # gevent's Timeout, an interrupt: nobody knows how far it came
+            self._drop(conn)
+            raise
 
     def _check_in_without_io(self, conn: Any) -> bool:
         """Return a clean connection to a pool here and now if that needs neither I/O nor a wait."""
@@ -289,7 +351,7 @@ class State:
             return False
         pool = getattr(database, "pool", None)
         if pool is not None:  # ours: it returns without I/O and cleans in the background
-            pool.release(conn)
+            self._check_in(conn, rollback=False, cursors=None)
             return True
         if not is_clean(conn) or not database._pool_lock.acquire(blocking=False):
             return False  # playhouse holds the lock while it connects and pings
@@ -299,21 +361,27 @@ class State:
             database._pool_lock.release()
         return True
 
-    def _drop(self, conn: Any) -> None:
+    def _drop(self, conn: Any, done: Callable[[], None] | None = None) -> None:
         database = self.database
         try:
-            if isinstance(database, PlayhousePooledDatabase):
-                database._close(conn, close_conn=True)
-            else:
+            if not isinstance(database, PlayhousePooledDatabase):
                 database._close(conn)
+            elif is_in_memory(database) and transaction_is_open(conn) is not None:
+                if transaction_is_open(conn):
+                    conn.rollback()
+                database._close(conn)  # to close it would destroy the data; nobody is inside any more
+            else:
+                database._close(conn, close_conn=True)
         except Exception:
             logger.warning("%s: closing a connection failed; it is abandoned.", self.name, exc_info=True)
+        if done is not None:
+            done()
 
 
 def _owner_name(owner: Any) -> str:
     if isinstance(owner, asyncio.Task):
         return f"task {owner.get_name()!r}"
-    if isinstance(owner, threading.Thread):
+    if isinstance(owner, _ThreadOwner):
         return f"thread {owner.name!r}"
     return f"greenlet {id(owner):#x}"
 
@@ -340,50 +408,89 @@ def unwrap(database: Any) -> Any:
     return database
 
 
+# Native even under gevent, and nothing switches while it is held.
+_install_lock = threading.Lock()
+
+
 def install(database: Any) -> State:
     """Put our state into a database, once; a second call returns what is there.
 
     Raises: `ConfigurationError` where the database cannot give each unit of work a connection of its own.
     """
-    if isinstance(database, peewee.DatabaseProxy) and not isinstance(database, GuardedProxy):
-        object.__setattr__(database, "__class__", GuardedProxy)
-    database = unwrap(database)
+    proxy, database = database, unwrap(database)
+    if isinstance(proxy, peewee.DatabaseProxy) and not isinstance(proxy, GuardedProxy):
+        object.__setattr__(proxy, "__class__", GuardedProxy)
     if isinstance(database._state, State):
         return database._state
+    with _install_lock:
+        return database._state if isinstance(database._state, State) else _install(database)
+
+
+def _install(database: Any) -> State:
     if not database.thread_safe:
         raise ConfigurationError(
             f"{display_name(database)}: created with thread_safe=False, which makes all threads share one connection. "
             "Remove thread_safe=False."
         )
+    pwasyncio = sys.modules.get("playhouse.pwasyncio")
+    if pwasyncio is not None and isinstance(database, pwasyncio.AsyncDatabaseMixin):
+        from .aio.guarded import install as install_async  # noqa: PLC0415 - needs greenlet
+
+        return install_async(database)
     if isinstance(database, peewee.SqliteDatabase):
-        _prepare_sqlite(database)
+        prepare_sqlite(database)
     state = State(database)
     state.adopt(database._state)
+    cls: Any = type(database)
     database._lock = _NoLock()
     database._state = state
-    cls: Any = type(database)
     database.__class__ = _guarded_class(cls)
     return state
 
 
-@functools.cache
 def _guarded_class(cls: type) -> type:
     # Our own pool needs no help: it has `pool`, which never waits on a loop and cleans in the background.
-    guard = GuardedPool if issubclass(cls, PlayhousePooledDatabase) and not hasattr(cls, "pool") else Guarded
+    pooled = issubclass(cls, PlayhousePooledDatabase) and not hasattr(cls, "pool")
+    return guarded_class(cls, GuardedPool if pooled else Guarded, statement_methods)
+
+
+@functools.cache
+def guarded_class(cls: type, guard: type, methods: Callable[[type], dict[str, Any]] | None = None) -> type:
+    """Return `cls` with `guard` before it, under the same name."""
     same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (guard, cls), same)
+    # Python changes an object's class only between classes that got their `__dict__` on the same base: where `cls` got its.
+    base = cls
+    while base.__dictoffset__:
+        base = base.__base__  # type: ignore[assignment]
+    layout = type("_Layout", (base,), {})
+    return type(cls.__name__, (layout, guard, cls), {**same, **(methods(cls) if methods is not None else {})})
 
 
-def _prepare_sqlite(database: Any) -> None:
-    """Make the connections usable from any thread: a request's connection follows it, one user at a time."""
+def is_in_memory(database: Any) -> bool:
+    """Return whether each connection to the SQLite database would be a database of its own."""
+    if not isinstance(database, peewee.SqliteDatabase) or database.deferred:
+        return False
+    name = str(database.database)
+    private = name == ":memory:" or name.startswith("file::memory:") or "mode=memory" in name
+    return private and "cache=shared" not in name
+
+
+def _is_other_sqlite(database: Any) -> bool:
+    return any(cls.__module__ in ("playhouse.apsw_ext", "playhouse.cysqlite_ext") for cls in type(database).__mro__)
+
+
+def prepare_sqlite(database: Any) -> None:
+    """Make the connections usable from any thread: a request's connection follows it, one user at a time.
+
+    Raises: `ConfigurationError` where that cannot be.
+    """
     name = display_name(database)
-    pool_size = getattr(database, "_max_connections", None)
-    if str(database.database) in ("", ":memory:") and not database.deferred and pool_size != 1:
+    if is_in_memory(database) and getattr(database, "_max_connections", None) != 1:
         raise ConfigurationError(
             f"{name}: each connection to an in-memory SQLite database is a database of its own, so each request would see "
             "an empty one. Use a file, or a pooled database with max_connections=1."
         )
-    if any(cls.__module__ in ("playhouse.apsw_ext", "playhouse.cysqlite_ext") for cls in type(database).__mro__):
+    if _is_other_sqlite(database):
         return  # these drivers do not bind a connection to a thread
     if database.connect_params.get("check_same_thread"):
         raise ConfigurationError(
@@ -392,11 +499,23 @@ def _prepare_sqlite(database: Any) -> None:
         )
     if "check_same_thread" in database.connect_params:
         return
-    database.connect_params["check_same_thread"] = False
-    if not database.is_closed() and not database.in_transaction():
+    pooled = isinstance(database, PlayhousePooledDatabase)
+    in_use = not database.is_closed()
+    if in_use and (database._state.ctx or database.in_transaction()):
+        raise ConfigurationError(
+            f"{name}: a block is open on a connection that is bound to this thread. Set the database up before it is first "
+            "used, or create it with check_same_thread=False."
+        )
+    if is_in_memory(database) and (in_use or database._connections):
+        raise ConfigurationError(
+            f"{name}: its one connection was opened bound to this thread, and to open another would lose the data. Set the "
+            "database up before it is first used, or create it with check_same_thread=False."
+        )
+    if in_use:
         database.close()
-    if isinstance(database, PlayhousePooledDatabase):
+    if pooled:
         database.close_idle()  # opened before, so bound to the thread that opened them
+    database.connect_params["check_same_thread"] = False
 
 
 def display_name(database: Any) -> str:
