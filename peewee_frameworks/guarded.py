@@ -108,8 +108,13 @@ class _Marked(_Block):
 class Transaction(_Marked, peewee._transaction):
     """Peewee's transaction block."""
 
+    def __enter__(self) -> Any:
+        _join_request(self.db)
+        return super().__enter__()
+
     def begin_unmarked(self) -> Any:
         """Begin without a mark: whoever shares the scope may go on in the transaction."""
+        _join_request(self.db)
         return _Block.__enter__(self)
 
 
@@ -138,6 +143,7 @@ class Atomic(_Block, peewee._atomic):
     _transaction_args: Any
 
     def __enter__(self) -> Any:
+        _join_request(self.db)
         args, kwargs = self._transaction_args
         block = peewee._atomic(self.db, *args, **kwargs)  # which of the two it is belongs to this entry alone
         result = block.__enter__()
@@ -162,6 +168,13 @@ class Manual(_Block, peewee._manual):
 
 class ConnectionContext(_Block, peewee.ConnectionContext):
     """Peewee's ``connection_context``."""
+
+
+def _join_request(database: Any) -> None:
+    """Begin the transaction of an atomic request, if nothing has: a block inside it must not believe itself the outermost."""
+    frame = database._state.frame()
+    if frame.atomic and frame.conn is None and database.autoconnect:
+        database.connect()
 
 
 def _handed_over() -> bool:
