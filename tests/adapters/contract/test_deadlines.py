@@ -14,7 +14,10 @@ ROWS = {"asyncio": 0, "wait_for": 0, "run": 0, "anyio": 1}
 def after_deadline(served: Served, route: str, kind: str, transaction: str) -> None:
     ids = [rid() for _ in range(4)]
     results = served.hammer([f"{route}/{kind}{transaction}/{one}" for one in ids], 4)
-    assert [(result.status, result.text) for result in results] == [(504, one) for one in ids]
+    # anyio asks whether the deadline has passed at the next await; a handler that has none after its thread succeeds.
+    expected = {200, 504} if (kind, route) == ("anyio", "/handler-deadline") else {504}
+    assert {result.status for result in results} <= expected
+    assert [result.text for result in results] == ids
     # Meanwhile the threads run on, inside their statements.
     served.expect_right("/ok", 40)
     served.settle()

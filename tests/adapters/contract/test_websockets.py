@@ -31,10 +31,11 @@ def test_echo(served: Served, kind):
 @pytest.mark.parametrize("message", ["error", "atomic"])
 def test_an_error_ends_the_websocket_and_nothing_else(served: Served, kind, message):
     one = rid()
-    with talk(served, kind, one) as socket:
-        socket.echo("hello")
-        with pytest.raises(ConnectionError):
-            socket.echo(message)
+    socket = talk(served, kind, one)
+    socket.echo("hello")
+    with pytest.raises(ConnectionError):
+        socket.echo(message)
+    socket.abort()
     served.settle()
     assert served.count(one) == 0
     served.expect_right("/ok", 10)

@@ -45,7 +45,12 @@ def make_app() -> FastAPI:
     Atomic = Annotated[Database, Depends(orm.transaction, scope="function")]
 
     def greeted(rid: str, db: Connection) -> Iterator[str]:
-        """A dependency of the user's: sync, yields, and queries on both sides; on two threads, as it comes."""
+        """A dependency of the user's: sync, yields, and queries after the response; on two threads, as it comes."""
+        yield rid
+        work.value(rid)
+
+    def known(rid: str, db: Connection) -> Iterator[str]:
+        """Another, which queries before the endpoint too: so the request holds a connection, and needs a thread again."""
         yield work.value(rid)
         work.value(rid)
 
@@ -55,6 +60,7 @@ def make_app() -> FastAPI:
             yield work.write(rid)
 
     Greeted = Annotated[str, Depends(greeted)]
+    Known = Annotated[str, Depends(known)]
     Opened = Annotated[str, Depends(opened, scope="function")]
 
     # Errors
@@ -86,6 +92,11 @@ def make_app() -> FastAPI:
         assert greeted == rid
         return work.value(rid)
 
+    @app.get("/known/{rid}")
+    def with_known(rid: str, known: Known) -> str:
+        assert known == rid
+        return work.value(rid)
+
     @app.get("/async/{rid}")
     async def in_async(rid: str, db: Connection) -> str:
         return await orm.run(work.value, rid)
@@ -104,12 +115,12 @@ def make_app() -> FastAPI:
         return work.value(rid) + "x" * 8_000_000
 
     @app.get("/slow/{rid}")
-    def slow(rid: str, greeted: Greeted) -> str:
+    def slow(rid: str, known: Known) -> str:
         world.gates.wait(rid)
         return work.value(rid)
 
     @app.get("/slow-async/{rid}")
-    async def slow_async(rid: str, greeted: Greeted) -> str:
+    async def slow_async(rid: str, known: Known) -> str:
         await world.gates.pass_through(rid)
         return await orm.run(work.value, rid)
 
@@ -122,11 +133,11 @@ def make_app() -> FastAPI:
         return work.sleep_in_transaction(rid, 0.3)
 
     @app.get("/handled/{rid}")
-    def raise_handled(rid: str, greeted: Greeted) -> str:
+    def raise_handled(rid: str, known: Known) -> str:
         raise Handled
 
     @app.get("/unhandled/{rid}")
-    def raise_unhandled(rid: str, greeted: Greeted) -> str:
+    def raise_unhandled(rid: str, known: Known) -> str:
         raise RuntimeError("asked for")
 
     @app.get("/missing/{rid}")

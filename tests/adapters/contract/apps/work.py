@@ -247,7 +247,6 @@ class World:
             "transaction": is_atomic,
             "rollback_on": rolls_back,
             "errors": True,
-            "close_timeout": 5.0,
         }
 
     def stats(self) -> dict[str, Any]:
