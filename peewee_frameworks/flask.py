@@ -9,50 +9,45 @@
         orm.init_app(app)
         return app
 
-The scope belongs to a wrapper of ``app.wsgi_app``, since Flask's own hooks end before a streamed body begins, and may run twice
-or not at all. The hooks decide what depends on the route, and send the COMMIT while Flask can still make an error of it.
+A wrapper around ``app.wsgi_app`` owns the scope of a request, since it alone sees the end of every response. Where there is an
+application context but no request (CLI commands, ``flask shell``, a thread that runs with a copied request context), the
+scope belongs to the application context.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import peewee
-from flask import Flask, Response, current_app, g, got_request_exception, request
-from flask.signals import appcontext_pushed
-from playhouse.pool import MaxConnectionsExceeded
+from flask import Response, appcontext_pushed, current_app, g, request, request_started
+from werkzeug.exceptions import default_exceptions
 
-from .errors import ConfigurationError, DatabaseUnavailable, PoolClosed, PoolConnectTimeout
-from .http import Problem, problem_for
+from .errors import ConfigurationError, DatabaseUnavailable
+from .http import HANDLED, problem_for
 from .runtime import Runtime
-from .scope import connection_scope
+from .scope import Scope, connection_scope, current_scope
 from .wsgi import ScopeMiddleware, work_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+    import peewee
+    from flask import Flask
+
     from .config import Databases, Predicate
-    from .scope import Scope
+
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
 
 EXTENSION = "peewee"
-
-# What always has an answer. Errors of a lost connection share their class with ordinary ones: see `_lost_connection`.
-_ANSWERED: tuple[type[Exception], ...] = (
-    MaxConnectionsExceeded,
-    DatabaseUnavailable,
-    PoolClosed,
-    PoolConnectTimeout,
-    peewee.DoesNotExist,
-    peewee.IntegrityError,
-)
 
 
 class Peewee:
     """One Peewee connection per request of a Flask application, given back exactly once.
 
     One instance may serve several applications; one application may have several instances, one per database or group of
-    databases.
+    databases. ``app.extensions["peewee"]`` lists them.
     """
 
     def __init__(
@@ -67,24 +62,28 @@ class Peewee:
         errors: bool | None = None,
         check: str | None = None,
         create_tables: Iterable[type[peewee.Model]] | None = None,
+        run_threads: int | None = None,
+        run_timeout: float | None = None,
+        close_timeout: float | None = None,
     ) -> None:
-        """Take the databases and options; nothing connects yet. None means what the application's config says, or the default.
+        """Take the databases and options; nothing connects yet. None means the default, or what ``app.config`` says.
 
         Args:
             database: a Peewee database, a `DatabaseProxy`, a URL, or a mapping of aliases to those. None reads
-                ``PEEWEE_DATABASE`` from ``app.config``, then ``PEEWEE_DATABASE`` and ``DATABASE_URL`` from the environment,
-                in `init_app`.
-            connect: ``"lazy"`` (default) connects at the first query, ``"eager"`` before the view runs.
-            transaction: True runs each request in a transaction; a function of the `Request` decides. Committed before the
-                first byte of the response.
+                ``app.config["PEEWEE_DATABASE"]``, or ``PEEWEE_DATABASE`` or ``DATABASE_URL`` from the environment.
+            connect: ``"lazy"`` (default) connects at the first query, ``"eager"`` before the first before-request function.
+            transaction: True runs each request in a transaction; a function of `flask.request` decides.
             rollback_on: response statuses on which such a transaction is rolled back; 400 to 599 by default.
-            exclude: requests that are neither connected eagerly nor atomic: patterns for the path, the endpoint
-                (``"blog.show"``) or the blueprint, or functions of the `Request`.
+            exclude: requests that are neither connected eagerly nor atomic nor make the check at start: patterns for the
+                path, the endpoint or a blueprint's name, or functions of `flask.request`.
             release: ``"response_start"`` (default) or ``"request_end"``.
-            errors: answer a database that is busy or down with 503, `DoesNotExist` with 404, `IntegrityError` with 409;
-                error handlers of the application go before.
-            check: at the first request of a process, ``"fail"`` (default), ``"warn"`` or ``"off"``; see `start`.
+            errors: answer a database that is busy or down with 503, `DoesNotExist` with 404, `IntegrityError` with 409,
+                unless the application handles these exceptions itself.
+            check: at the first request of each process, see `start`: ``"fail"`` (default), ``"warn"`` or ``"off"``.
             create_tables: models whose tables are created then, if missing.
+            run_threads: as in the other frameworks; `run` needs none here.
+            run_timeout: likewise.
+            close_timeout: seconds `stop` waits for requests in flight; 10 by default.
 
         Raises: `ConfigurationError` for options that cannot work.
         """
@@ -98,16 +97,20 @@ class Peewee:
             errors=errors,
             check=check,
             create_tables=create_tables,
+            run_threads=run_threads,
+            run_timeout=run_timeout,
+            close_timeout=close_timeout,
         )
         self._key = work_key(self.runtime)
-        self._started = False
-        self._starting: threading.Lock | None = None
+        self._atomic_key = f"{self._key}.atomic"
+        self._settings: dict[str, Any] | None = None
+        self._start = _Start(self.runtime)
 
     # -- databases ----------------------------------------------------------------------------------------------------
 
     @property
     def database(self) -> Any:
-        """The default database; a proxy for it until `init_app` has read the configuration."""
+        """The default database; a proxy for it as long as the configuration has not been read."""
         return self.runtime.database
 
     @property
@@ -128,122 +131,191 @@ class Peewee:
         """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
         return connection_scope(*(self.databases.values() or [self.database]), label=label)
 
+    async def run(self, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+        """Call sync code that queries from an async view, on the request's own thread, in its scope.
+
+        There a wait for a connection holds up nobody, so it is possible; such calls take turns.
+
+        Raises: what the function raises.
+        """
+        from asgiref.sync import sync_to_async  # noqa: PLC0415 - installed with flask[async], like all that async views need
+
+        scope = current_scope()
+        if scope is not None and all(state in scope.frames for state in self.runtime.states):
+            return await sync_to_async(function)(*args, **kwargs)
+        async with self.scope(f"orm.run({getattr(function, '__qualname__', function)})"):
+            return await sync_to_async(function)(*args, **kwargs)
+
+    # -- start and end --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Check that the databases answer and create tables, by option, once in this process.
+
+        The first request does it, unless it is excluded; until it succeeds, each request tries and fails. Call it in a
+        worker's own start (gunicorn's ``post_worker_init``) to fail before any request. Not at import: a connection that is
+        made before a fork must not be.
+
+        Raises: `DatabaseUnavailable` with ``check="fail"``; `ConfigurationError`.
+        """
+        self._start()
+
+    def stop(self) -> None:
+        """Wait for the requests in flight, `close_timeout` seconds at most, then close the pools; `start` may follow."""
+        self._start.undo()
+
     # -- installing ---------------------------------------------------------------------------------------------------
 
     def init_app(self, app: Flask) -> None:
-        """Serve an application. Nothing connects: a server may fork after this.
+        """Read ``app.config`` and install everything; nothing connects.
 
-        Raises: `ConfigurationError` if this instance serves the application already, or the configuration cannot work.
+        Raises: `ConfigurationError` if this was done before, if no database is known, for an option that cannot work, or if
+        the ``PEEWEE_…`` keys differ from those of another application that this instance serves.
         """
-        instances: list[Peewee] = app.extensions.setdefault(EXTENSION, [])
-        if self in instances:
+        installed = app.extensions.setdefault(EXTENSION, [])
+        if self in installed:
             raise ConfigurationError(
-                f"init_app was called twice with the same Peewee for the application {app.name!r}."
+                f"init_app() was called twice on the Flask application {app.name!r}. Call it once for each application."
+            )
+        settings = app.config.get_namespace("PEEWEE_")
+        if self._settings not in (None, settings):
+            raise ConfigurationError(
+                f"The Flask application {app.name!r} has other PEEWEE_… settings than one this Peewee serves already. Make a "
+                "Peewee for each, or give both the same configuration."
             )
         self.runtime.configure(app.config)
-        instances.append(self)
+        self._settings = settings
+        installed.append(self)
         app.wsgi_app = ScopeMiddleware(app.wsgi_app, self.runtime, prepare=False)  # type: ignore[method-assign]
-        # First in line before the view, so that other hooks may query; last in line after it, so that they are committed too.
-        app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
-        app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
-        app.teardown_appcontext(self._teardown_appcontext)
-        appcontext_pushed.connect(self._appcontext_pushed, app)
+        request_started.connect(self._request_started, app)
+        # First in the list runs last: what another function raises must find the transaction open.
+        app.after_request_funcs.setdefault(None, []).insert(0, self._end_transaction)
+        appcontext_pushed.connect(self._context_pushed, app)
+        # Wrapped and not registered: up to Flask 3.1 a teardown function that raises skips the others.
+        tear_down = app.do_teardown_appcontext
+
+        def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
+            try:
+                tear_down(*args, **kwargs)
+            finally:
+                self._context_torn_down()
+
+        app.do_teardown_appcontext = do_teardown_appcontext  # type: ignore[method-assign]
         if self.runtime.options.errors:
-            self._answer_errors(app)
+            handlers = app.error_handler_spec[None][None]
+            for error in HANDLED:
+                if error not in handlers:
+                    app.register_error_handler(error, _answer)
 
-    def start(self) -> None:
-        """Check the databases and create tables, by option. The first request does it; call it earlier to fail earlier.
+    # -- requests -------------------------------------------------------------------------------------------------------
 
-        Not at import time where the server forks afterwards (gunicorn ``--preload``): call it in ``post_fork``.
-
-        Raises: `DatabaseUnavailable` with ``check="fail"``.
-        """
-        if self._starting is None:
-            self._starting = self.__dict__.setdefault("_lock", threading.Lock())
-        with self._starting:
-            if not self._started:
-                self.runtime.start()
-                self._started = True
-
-    def stop(self) -> None:
-        """Wait for requests in flight and close the pools; for a server's exit hook. A process that ends needs no call."""
-        if self._started:
-            self._started = False
-            self.runtime.stop()
-
-    # -- hooks ----------------------------------------------------------------------------------------------------------
-
-    def _before_request(self) -> None:
-        if not self._started:
-            self.start()
-        work: Scope | None = request.environ.get(self._key)
-        if work is None:  # a request context without a request: `test_request_context`
+    def _request_started(self, _app: Flask, **_: Any) -> None:
+        """Before all before-request functions; what this raises goes to the error handlers."""
+        work = self._work()
+        if work is None:
             return
-        names = [request.path, *request.blueprints]
-        if request.endpoint is not None:
-            names.append(request.endpoint)
+        names = (request.path, request.endpoint or "", *request.blueprints)
+        if not self._start.done and not self.runtime.options.excludes(request, names):
+            self._start()
         eager, atomic = self.runtime.policy(request, names)
-        if atomic:
+        # An application around this one may have begun already; then it will commit.
+        if atomic and not any(frame.atomic for frame in work.own_frames):
             work.set_atomic()
+            request.environ[self._atomic_key] = True
         if eager:
             work.connect()
 
-    def _after_request(self, response: Response) -> Response:
-        """Commit while an error is still Flask's to handle: its 500 handlers see a COMMIT that failed."""
-        work: Scope | None = request.environ.get(self._key)
-        if work is None:
+    def _end_transaction(self, response: Response) -> Response:
+        """Commit, after all after-request functions; a COMMIT that fails is an exception like one from the view."""
+        work = self._work()
+        if work is None or not request.environ.pop(self._atomic_key, False):
             return response
         try:
             self.runtime.complete(work, response.status_code)
-        except Exception as error:
-            problem = problem_for(error) if self.runtime.options.errors else None
-            if problem is None:
-                raise
-            got_request_exception.send(current_app._get_current_object(), exception=error)  # type: ignore[attr-defined]
-            return _response(problem)
+        except Exception as error:  # noqa: BLE001 - raised again unless the application has a handler for it
+            return current_app.make_response(current_app.handle_user_exception(error))
         return response
 
-    def _appcontext_pushed(self, _app: Flask, **_: Any) -> None:
-        """Note what was connected before, outside any scope: that is not this context's to close."""
-        open_before = {state for state in self.runtime.states if not state.closed}
-        g.setdefault("_peewee_frameworks", {})[id(self)] = open_before
+    def _work(self) -> Scope | None:
+        """Return the scope that serves the current request: the WSGI wrapper's, or in its absence the context's own."""
+        work: Scope | None = request.environ.get(self._key)
+        return _scopes().get(self) if work is None or work.ended else work
 
-    def _teardown_appcontext(self, _error: BaseException | None) -> None:
-        """Give back what this context took where no request does it: a CLI command, a shell, a copied context's thread."""
-        open_before = g.get("_peewee_frameworks", {}).get(id(self), set())
-        for state in self.runtime.states:
-            frame = state.frame()
-            if not frame.shared and frame.conn is not None and state not in open_before:
-                frame.finish()
+    # -- application contexts ---------------------------------------------------------------------------------------------
 
-    # -- errors -----------------------------------------------------------------------------------------------------------
+    def _context_pushed(self, app: Flask, **_: Any) -> None:
+        """Open a scope where there is none: not in a request, nor in a context pushed inside another."""
+        try:
+            states = self.runtime.states
+        except ConfigurationError:
+            return  # a DatabaseProxy, which the application may be about to initialise in this very context
+        around = current_scope()
+        if around is not None and around.ended:
+            around = None
+        if around is None or any(state not in around.frames for state in states):
+            _scopes()[self] = self.runtime.begin(f"the application context of {app.name!r}", around)
 
-    def _answer_errors(self, app: Flask) -> None:
-        handlers = app.error_handler_spec[None][None]
-        for error_class in _ANSWERED:
-            if error_class not in handlers:
-                app.register_error_handler(error_class, _answer)
-        for error_class in (peewee.OperationalError, peewee.InterfaceError):
-            if error_class not in handlers:
-                app.register_error_handler(error_class, _lost_connection)
+    def _context_torn_down(self) -> None:
+        scope = _scopes().pop(self, None)
+        if scope is not None:
+            self.runtime.end(scope)
 
 
-def _answer(error: Exception) -> Response:
+def _scopes() -> dict[Peewee, Scope]:
+    """Return the scopes that belong to the current application context."""
+    scopes: dict[Peewee, Scope] = g.setdefault("_peewee_scopes", {})
+    return scopes
+
+
+class _Start:
+    """`Runtime.start` on demand, once per process: Flask has no lifespan, and what is connected before a fork is shared."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._failures = 0
+        self._failure: DatabaseUnavailable | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._pid == os.getpid()
+
+    def __call__(self) -> None:
+        failures = self._failures
+        with self._lock:
+            if self.done:
+                return
+            if self._failure is not None and self._failures != failures:
+                raise self._failure  # those who waited share the outcome: each would wait as long again
+            try:
+                self._runtime.start()
+            except DatabaseUnavailable as error:
+                self._failures += 1
+                self._failure = error
+                raise
+            self._pid, self._failure = os.getpid(), None
+
+    def undo(self) -> None:
+        with self._lock:
+            if self.done:
+                self._pid = 0
+                self._runtime.stop()
+
+
+def _answer(error: Exception) -> Any:
+    """Answer as the application answers an HTTP error of that status: by its handler for it, else with JSON."""
     problem = problem_for(error)
-    if problem is None:  # a subclass of the application's that means something else
-        raise error
-    return _response(problem)
+    if problem is None:
+        return _pass_on(error)
+    response = current_app.response_class(problem.body, problem.status, problem.headers, mimetype="application/json")
+    return current_app.handle_http_exception(default_exceptions[problem.status](problem.detail, response))
 
 
-def _lost_connection(error: Exception) -> Any:
-    problem = problem_for(error)
-    if problem is not None:
-        return _response(problem)
-    general = current_app.error_handler_spec[None][None].get(Exception)
-    if general is not None:
-        return current_app.ensure_sync(general)(error)
+def _pass_on(error: Exception) -> Any:
+    """Do what Flask would have done without `_answer`: call the application's handler for a more general class."""
+    handlers = current_app.error_handler_spec[None][None]
+    for cls in type(error).__mro__:
+        handler = handlers.get(cls)
+        if handler is not None and handler is not _answer:
+            return current_app.ensure_sync(handler)(error)
     raise error
-
-
-def _response(problem: Problem) -> Response:
-    return Response(problem.body, problem.status, problem.headers, content_type="application/json")
