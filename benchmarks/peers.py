@@ -107,6 +107,7 @@ class Ours:
     def __init__(
         self, stub: Stub, size: int, timeout: float = 30, lifetime: float | None = None, **options: Any
     ) -> None:
+        options.pop("workers", None)
         driver = MortalStubDriver() if options.pop("mortal", False) else OurStubDriver()
         chosen = PoolOptions(max_connections=size, timeout=timeout, stale_timeout=lifetime, **options)
         self.pool = Pool(stub.connect, chosen, driver=lambda _conn: driver)
