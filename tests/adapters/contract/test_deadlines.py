@@ -22,7 +22,8 @@ def after_deadline(served: Served, route: str, kind: str, transaction: str) -> N
     served.expect_right("/ok", 40)
     served.settle()
     if transaction:
-        assert [served.count(one) for one in ids] == [ROWS[kind]] * 4
+        # The loop of a Flask view does not end before its threads.
+        assert [served.count(one) for one in ids] == [1 if served.is_flask else ROWS[kind]] * 4
     served.expect_right("/ok", 20)
 
 

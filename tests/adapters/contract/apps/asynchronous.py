@@ -56,7 +56,7 @@ class Asynchronous:
 
         async def scoped(text: str) -> str:
             async with connection_scope(database):
-                return await self.orm.run(self.work.value, text, text)
+                return self.work.value(text)
 
         async def run(text: str) -> str:
             return await self.orm.run(self.work.value, rid, text)

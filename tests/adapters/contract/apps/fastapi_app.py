@@ -71,7 +71,7 @@ def make_app() -> FastAPI:
 
     @app.exception_handler(500)
     async def unhandled(request: Request, error: Exception) -> Any:
-        return text(f"unhandled {work.value(rid_of(request.url.path))}", 500)
+        return text(f"unhandled {await orm.run(work.value, rid_of(request.url.path))}", 500)
 
     @app.exception_handler(404)
     def not_found(request: Request, error: Exception) -> Any:
@@ -79,7 +79,7 @@ def make_app() -> FastAPI:
 
     @app.exception_handler(405)
     async def not_allowed(request: Request, error: Exception) -> Any:
-        return text(f"not allowed {work.value(rid_of(request.url.path))}", 405)
+        return text(f"not allowed {await orm.run(work.value, rid_of(request.url.path))}", 405)
 
     # Plain requests
 

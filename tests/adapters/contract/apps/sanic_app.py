@@ -66,19 +66,19 @@ def make_app() -> Sanic:
 
     @app.exception(Handled)
     async def handled(request: Any, error: Any) -> Any:
-        return text(f"handled {work.value(rid_of(request.path))}", 418)
+        return text(f"handled {await orm.run(work.value, rid_of(request.path))}", 418)
 
     @app.exception(NotFound)
     async def not_found(request: Any, error: Any) -> Any:
-        return text(f"not found {work.value(rid_of(request.path))}", 404)
+        return text(f"not found {await orm.run(work.value, rid_of(request.path))}", 404)
 
     @app.exception(MethodNotAllowed)
     async def not_allowed(request: Any, error: Any) -> Any:
-        return text(f"not allowed {work.value(rid_of(request.path))}", 405)
+        return text(f"not allowed {await orm.run(work.value, rid_of(request.path))}", 405)
 
     @app.exception(RuntimeError, Vetoed, Spoiled)
     async def unhandled(request: Any, error: Any) -> Any:
-        return text(f"unhandled {work.value(rid_of(request.path))}", 500)
+        return text(f"unhandled {await orm.run(work.value, rid_of(request.path))}", 500)
 
     # Plain requests
 

@@ -39,13 +39,13 @@ def make_app() -> Starlette:
         return text(f"handled {work.value(rid_of(request.url.path))}", 418)
 
     async def unhandled(request: Any, error: Exception) -> Any:
-        return text(f"unhandled {work.value(rid_of(request.url.path))}", 500)
+        return text(f"unhandled {await orm.run(work.value, rid_of(request.url.path))}", 500)
 
     def not_found(request: Any, error: Exception) -> Any:
         return text(f"not found {work.value(rid_of(request.url.path))}", 404)
 
     async def not_allowed(request: Any, error: Exception) -> Any:
-        return text(f"not allowed {work.value(rid_of(request.url.path))}", 405)
+        return text(f"not allowed {await orm.run(work.value, rid_of(request.url.path))}", 405)
 
     # Plain requests
 
