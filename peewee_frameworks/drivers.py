@@ -28,6 +28,16 @@ def is_clean(conn: Any) -> bool:
     return transaction_is_open(conn) is False
 
 
+def is_broken_off(conn: Any) -> bool:
+    """Return whether the driver knows that its exchange with the server has ended, or stands in the middle of an answer."""
+    pgconn = getattr(conn, "pgconn", None)  # psycopg: 0 is OK; 1 is ACTIVE, 4 is UNKNOWN
+    if pgconn is not None:
+        return pgconn.status != 0 or pgconn.transaction_status in (1, 4)
+    if hasattr(conn, "_sock"):  # PyMySQL
+        return conn._sock is None
+    return bool(getattr(conn, "closed", False))  # psycopg2
+
+
 @functools.cache
 def reads_later(cursor_class: Any) -> bool:
     """Return whether cursors of this class fetch from the server: PyMySQL's and mysqlclient's ``SSCursor``."""

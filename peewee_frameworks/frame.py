@@ -364,10 +364,15 @@ class Frame:
             self._depth
             or self.transactions
             or self.savepoints
-            or any(entry is not _PIN for entry in self.ctx)
+            or self.has_blocks
             or self.live_cursors()
             or transaction_is_open(self.conn)  # a BEGIN that was written as SQL
         )
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether a ``with db`` or ``connection_context`` is open, which expects its place in `ctx`."""
+        return any(entry is not _PIN for entry in self.ctx)
 
     def finish(self) -> Future[None] | None:
         """End for good: roll back what is open, give the connection back. Never raises, never blocks an event loop.

@@ -6,6 +6,7 @@ they began on, and each call that uses the connection passes through the frame's
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -16,7 +17,7 @@ from playhouse.pool import MaxConnectionsExceeded
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from . import gevent
-from .drivers import is_clean, reads_later
+from .drivers import is_broken_off, is_clean, reads_later
 from .errors import DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
 from .frame import Frame, GuardedCursor, Lineage, current_frames, inherits, running_loop
 
@@ -117,6 +118,13 @@ class Transaction(_Marked, peewee._transaction):
         _join_request(self.db)
         return _Block.__enter__(self)
 
+    def __exit__(self, *exc_info: object) -> Any:
+        try:
+            return super().__exit__(*exc_info)
+        finally:
+            if exc_info and exc_info[0] is not None:
+                self.db._replace_broken()
+
 
 class Savepoint(_Marked, peewee._savepoint):
     """Peewee's savepoint block."""
@@ -133,7 +141,8 @@ class Savepoint(_Marked, peewee._savepoint):
 
     def rollback(self, begin: bool = True) -> None:
         # As in `Guarded.rollback`: an error here would hide the one that is unwinding the block.
-        if begin or not self.db._state.frame().final:
+        frame = self.db._state.frame()
+        if begin or not (frame.final or is_broken_off(frame.conn)):
             super().rollback(begin)
 
 
@@ -212,8 +221,32 @@ class Guarded:
         frame.enter()
         try:
             return call(*args, **kwargs)
+        except BaseException as error:
+            self._break_off(error)
+            raise
         finally:
             frame.leave()
+
+    def _break_off(self, error: BaseException) -> None:
+        """Close a connection whose statement was interrupted, by a killed greenlet, gevent's Timeout or Ctrl-C.
+
+        Half a statement may be on its way out, or half an answer on its way in: nothing may follow on this connection. Inside
+        a transaction what comes next fails, so that it cannot commit by itself; outside, it connects anew.
+        """
+        if isinstance(error, Exception) or isinstance(self, peewee.SqliteDatabase):
+            return
+        conn = self._state.conn
+        if conn is not None:
+            with contextlib.suppress(Exception):  # the driver may have closed it already
+                conn.close()
+            self._replace_broken()
+
+    def _replace_broken(self) -> None:
+        frame = self._state.frame()
+        if not is_broken_off(frame.conn) or frame.final:
+            return
+        if not (frame.transactions or frame.savepoints or frame.has_blocks):
+            self._state.drop(frame._detach())
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
         self._guard(super().begin, *args, **kwargs)  # type: ignore[misc]
@@ -223,8 +256,10 @@ class Guarded:
         self._unmark_all()
 
     def rollback(self) -> None:
-        # After the end everything is rolled back already; an error here would hide the one that is unwinding the block.
-        if not self._state.frame().final:
+        # After the end, or without a connection, everything is rolled back already; an error here would hide the one that is
+        # unwinding the block.
+        frame = self._state.frame()
+        if not frame.final and not is_broken_off(frame.conn):
             self._guard(super().rollback)  # type: ignore[misc]
         self._unmark_all()
 
@@ -246,7 +281,10 @@ class Guarded:
             opened = self._connect_here(*args, **kwargs)
             if opened and frame.atomic:
                 self._begin_request(frame)
-            return opened
+            return opened  # noqa: TRY300 - the guard is held until here
+        except BaseException as error:
+            self._break_off(error)
+            raise
         finally:
             frame.leave()
 
@@ -360,7 +398,7 @@ def statement_methods(cls: Any) -> dict[str, Any]:
     return methods
 
 
-def _guarded_execute(execute: Any) -> Any:
+def _guarded_execute(execute: Any) -> Any:  # noqa: C901 - what `enter` and `leave` do, without their calls
     find_frames = current_frames.get
 
     @functools.wraps(execute)
@@ -369,7 +407,11 @@ def _guarded_execute(execute: Any) -> Any:
         frames = find_frames()
         frame = None if frames is None else frames.get(state)
         if frame is None or not frame.shared:
-            return execute(self, sql, params, **options)
+            try:
+                return execute(self, sql, params, **options)
+            except BaseException as error:
+                self._break_off(error)
+                raise
         # What `enter` and `leave` do, without their calls.
         if not frame._acquire(False):
             frame.enter()
@@ -386,7 +428,10 @@ def _guarded_execute(execute: Any) -> Any:
             elif options or reads_later(cursor.__class__):
                 frame.track(cursor)
                 return GuardedCursor(cursor, frame)
-            return cursor
+            return cursor  # noqa: TRY300 - as above
+        except BaseException as error:
+            self._break_off(error)
+            raise
         finally:
             frame._depth = depth = frame._depth - 1
             frame._release()
@@ -446,6 +491,8 @@ class GuardedPool(Guarded):
 
     def _can_reuse(self, conn: Any) -> bool:
         # Peewee sends a ROLLBACK at each check-in where the driver has no flag that it knows; most have one.
+        if is_broken_off(conn):
+            return False
         return is_clean(conn) or bool(super()._can_reuse(conn))  # type: ignore[misc]
 
 

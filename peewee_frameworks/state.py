@@ -27,7 +27,7 @@ import peewee
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from .background import background
-from .drivers import is_clean, transaction_is_open
+from .drivers import is_broken_off, is_clean, transaction_is_open
 from .errors import ConfigurationError
 from .frame import (
     NO_RECORD,
@@ -331,6 +331,9 @@ class State:
             weakref.finalize(cursor, gone, id(cursor)).atexit = False
 
     def _check_in(self, conn: Any, *, rollback: bool, cursors: list[Any] | None) -> None:
+        if is_broken_off(conn):
+            self._drop(conn)
+            return
         try:
             for cursor in cursors or ():
                 cursor.close()
@@ -365,7 +368,8 @@ class State:
         database = self.database
         try:
             if not isinstance(database, PlayhousePooledDatabase):
-                database._close(conn)
+                if not is_broken_off(conn):
+                    database._close(conn)
             elif is_in_memory(database) and transaction_is_open(conn) is not None:
                 if transaction_is_open(conn):
                     conn.rollback()
