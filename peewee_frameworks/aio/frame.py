@@ -82,11 +82,8 @@ class AsyncFrame(Frame):
         self._user, self._uses = me, 1
         try:
             self._refuse()
-            if self.broken is not None:
-                if self.transactions:
-                    raise self.lost()
-                self.broken = None
-            if self.stream is not None and self.stream[0]() is not rows:
+            self._mend()
+            if self.stream is not None and (rows is None or self.stream[0]() is not rows):
                 await self._end_stream()
         except BaseException:
             self.leave()
@@ -96,6 +93,12 @@ class AsyncFrame(Frame):
         if self.final:
             raise self.ended()
         self.check_lineage()
+
+    def _mend(self) -> None:
+        if self.broken is not None:
+            if self.transactions:
+                raise self.lost()
+            self.broken = None
 
     def enter(self) -> None:
         """Take the turn from sync code in the bridge."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import logging
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +12,14 @@ from playhouse.pwasyncio import await_
 
 from peewee_frameworks.errors import (
     ConfigurationError,
-    DatabaseUnavailable,
-    PeeweeFrameworksError,
-    PoolConnectTimeout,
-    PoolTimeout,
-    WrongEventLoop,
 )
-from peewee_frameworks.frame import Frame, current_frames, running_loop
+from peewee_frameworks.frame import running_loop
 from peewee_frameworks.guarded import Atomic, Guarded, Savepoint, Transaction, _Marked
 from peewee_frameworks.state import display_name, guarded_class
 
-from . import drivers
 from .bridge import not_in_bridge, under_bridge
 from .frame import AsyncFrame
-from .loops import Home, name_of
+from .keeper import wrapping_errors
 from .state import AsyncState
 from .stream import Rows
 
@@ -36,12 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger("peewee_frameworks")
-
-# Seconds for closing a pool whose loop is shutting down: whoever waits for the loop's end waits for this.
-_SHUTDOWN_SECONDS = 2.0
-
-# Pools of a parent process. Collecting them would close the parent's sessions with a farewell over its sockets.
-_inherited: list[Any] = []
 
 
 class _HeldOpen:
@@ -51,15 +36,15 @@ class _HeldOpen:
 _HELD = _HeldOpen()
 
 
-class AsyncTransaction(pwasyncio._async_transaction_helper, Transaction):  # type: ignore[misc]
+class AsyncTransaction(pwasyncio._async_transaction_helper, Transaction):
     """Peewee's transaction block; ``async with`` too."""
 
 
-class AsyncAtomic(pwasyncio._async_transaction_helper, Atomic):  # type: ignore[misc]
+class AsyncAtomic(pwasyncio._async_transaction_helper, Atomic):
     """Peewee's ``atomic``; ``async with`` too."""
 
 
-class AsyncSavepoint(pwasyncio._async_transaction_helper, Savepoint):  # type: ignore[misc]
+class AsyncSavepoint(pwasyncio._async_transaction_helper, Savepoint):
     """Peewee's savepoint block; ``async with`` too."""
 
     def rollback(self, begin: bool = True) -> None:
@@ -75,7 +60,7 @@ class AsyncSavepoint(pwasyncio._async_transaction_helper, Savepoint):  # type: i
                     raise
 
 
-class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):  # type: ignore[misc]
+class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):
     """What `atomic`, `transaction` and `savepoint` are on asyncpg, which insists on transactions of its own."""
 
     def _build_ctx(self) -> PgAtomic:
@@ -130,13 +115,8 @@ class AsyncGuarded(Guarded):
     __slots__ = ()
 
     _state: AsyncState
-    _pool: Any
     _closing: bool
-    _acquire_timeout: float
     query_hooks: list[Any]
-    _home: Home | None = None
-    _opening: asyncio.Task[Any] | None = None
-    _sentinel: asyncio.Future[None] | None = None
 
     # -- statements ---------------------------------------------------------------------------------------------------
 
@@ -164,7 +144,7 @@ class AsyncGuarded(Guarded):
         await frame.take()
         try:
             conn = await self._connected(frame)
-            with peewee.__exception_wrapper__:
+            with wrapping_errors:
                 return await frame.attempt(conn, conn.execute(sql, params))
         finally:
             frame.leave()
@@ -215,7 +195,7 @@ class AsyncGuarded(Guarded):
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
-    def connect(self, reuse_if_open: bool = False) -> Any:  # type: ignore[override] # noqa: ARG002 - it always does
+    def connect(self, reuse_if_open: bool = False) -> Any:  # noqa: ARG002 - it always does
         if not under_bridge():
             raise not_in_bridge(self._state.name)
         return await_(self.aconnect())
@@ -232,9 +212,7 @@ class AsyncGuarded(Guarded):
         """Return the frame's connection, or acquire one; the caller has the turn."""
         conn = frame.conn
         if conn is not None:
-            home = self._home
-            if home is None or not home.is_here():
-                self._come_home()
+            self._state.keeper.check()
             if not self._state.is_lost(conn):
                 return conn
             frame.lose(conn, "the connection was lost")
@@ -297,134 +275,14 @@ class AsyncGuarded(Guarded):
     # -- the pool -----------------------------------------------------------------------------------------------------
 
     async def _acquire_conn_async(self) -> Any:
-        seconds = self._acquire_timeout
-        home, pool = self._home, self._pool
-        if pool is None or home is None or not home.is_here():
-            try:
-                async with asyncio.timeout(seconds):
-                    pool = await self.open_pool()
-            except TimeoutError:
-                raise PoolConnectTimeout(
-                    f"{self._state.name}: no connection within {seconds:g} s (acquire_timeout). The server does not answer."
-                ) from None
-        try:
-            with peewee.__exception_wrapper__:
-                conn = await self._pool_acquire(pool)  # type: ignore[attr-defined]
-        except TimeoutError:
-            raise self._exhausted() from None
-        except Exception as error:
-            raise self._unavailable(error) from error
-        conn._pool = pool  # a late return can tell that the pool was replaced
-        return conn
-
-    def _exhausted(self) -> PoolTimeout:
-        hint = "Raise pool_size, or give connections back sooner."
-        frames = current_frames.get()
-        around = frames.scope.parent if frames is not None and frames.scope is not None else None
-        if around is not None and (frame := around.frames.get(self._state)) is not None and frame.conn is not None:
-            hint = (
-                f"The scope around this one, {around.label}, holds a connection while it waits: that deadlocks as soon as all "
-                "connections are held so. Share its scope, or give its connection back first."
-            )
-        size = getattr(self, "_pool_size", None)
-        return PoolTimeout(
-            f"{self._state.name}: waited {self._acquire_timeout:g} s (acquire_timeout) for one of {size} connections. {hint}"
-        )
-
-    def _unavailable(self, error: Exception) -> Exception:
-        foreign = type(error).__module__.partition(".")[0] in ("asyncpg", "psycopg", "psycopg_pool")
-        if isinstance(error, PeeweeFrameworksError) or not (
-            foreign or isinstance(error, peewee.DatabaseError | peewee.InterfaceError | OSError)
-        ):
-            return error
-        return DatabaseUnavailable(f"{self._state.name}: connecting failed: {error}")
+        return await self._state.keeper.acquire()
 
     async def open_pool(self) -> Any:
         """Open the pool in the running loop, if it is not open.
 
         Raises: `DatabaseUnavailable`; `WrongEventLoop` if it is open in another loop, or was before a fork.
         """
-        self._come_home()
-        if self._pool is not None:
-            return self._pool
-        opening = self._opening
-        if opening is None:
-            if self.deferred:
-                raise ConfigurationError(f"{display_name(self)}: the database is deferred. Call `db.init(...)` first.")
-            # A task of its own, in an empty context: what lives in the pool must not inherit the first request's scope, nor
-            # end with it.
-            loop = asyncio.get_running_loop()
-            opening = self._opening = loop.create_task(
-                self._open_pool(), name="peewee-open", context=contextvars.Context()
-            )
-        return await asyncio.shield(opening)
-
-    async def _open_pool(self) -> Any:
-        try:
-            with peewee.__exception_wrapper__:
-                pool = await self._create_pool_async()  # type: ignore[attr-defined]
-        except Exception as error:
-            raise self._unavailable(error) from error
-        finally:
-            self._opening = None
-        self._pool = pool
-        self._settle_in(pool)
-        return pool
-
-    def _settle_in(self, pool: Any) -> None:
-        loop = asyncio.get_running_loop()
-        self._home, self._sentinel = Home(), loop.create_future()
-        self._state.watch = loop.create_task(
-            self._close_with_loop(pool, self._sentinel), name="peewee-pool", context=contextvars.Context()
-        )
-
-    async def _close_with_loop(self, pool: Any, stop: asyncio.Future[None]) -> None:
-        """Close the pool when the loop's shutdown cancels this task.
-
-        It makes `asyncio.run` twice and a loop per test work, and cures a hang: a worker of psycopg's pool that is connecting
-        swallows the cancellation, and the loop would wait for it for ever.
-        """
-        try:
-            await stop
-        except asyncio.CancelledError:
-            if self._pool is pool:
-                await self.close_pool(_SHUTDOWN_SECONDS)
-            raise
-
-    def _come_home(self) -> None:
-        """Forget a pool whose loop is gone.
-
-        Raises: `WrongEventLoop` if its loop lives, or if it was opened before a fork.
-        """
-        opening = self._opening
-        if opening is not None and opening.get_loop() is not asyncio.get_running_loop():
-            if opening.get_loop().is_closed():
-                self._opening = None
-            else:
-                raise WrongEventLoop(
-                    f"{self._state.name}: its pool is being opened in another event loop. Give each loop a database of its own."
-                )
-        home = self._home
-        if home is None or self._pool is None or home.is_here():
-            return
-        here = name_of(asyncio.get_running_loop())
-        if home.pid != os.getpid():
-            raise WrongEventLoop(
-                f"{self._state.name}: its pool was opened in process {home.pid}, in loop {home.name}, and this is a fork of "
-                f"it, process {os.getpid()}, loop {here}. Open pools after the fork; or call `db.dispose()` first thing in the "
-                "child, which forgets the parent's connections without closing them."
-            )
-        if home.loop is not None:
-            raise WrongEventLoop(
-                f"{self._state.name}: its pool belongs to the loop {home.name}, which is alive, and this is the loop {here}. "
-                "A pool serves one loop: run the code there (asyncio.run_coroutine_threadsafe), close the pool there first "
-                "(`await db.close_pool()`), or give each loop a database of its own."
-            )
-        logger.warning(
-            "%s: the loop %s was closed without closing the pool; a new one is opened.", self._state.name, home.name
-        )
-        pool, self._pool, self._home, self._sentinel = self._pool, None, None, None
-        drivers.forsake(pool)
+        return await self._state.keeper.open()
 
     async def close_pool(self, timeout: float | None = None) -> None:
         """Close the pool, in the loop that opened it. It opens again with the next use, there or in another loop.
@@ -434,41 +292,11 @@ class AsyncGuarded(Guarded):
 
         Raises: `WrongEventLoop`.
         """
-        if self._opening is not None and self._opening.get_loop() is asyncio.get_running_loop():
-            await asyncio.wait([self._opening])
-        self._come_home()
-        pool = self._pool
-        if pool is None or self._closing:
-            return
-        self._closing = True
-        try:
-            async with asyncio.timeout(self._acquire_timeout if timeout is None else timeout):
-                frame = self._state.frame()
-                if isinstance(frame, Frame) and frame.conn is not None:
-                    frame.release_early()  # the caller's own is idle by definition
-                await self._state.settle()
-                await self._pool_close()  # type: ignore[attr-defined]
-        except TimeoutError:
-            logger.warning(
-                "%s: connections were still in use when the pool was closed; they are cut off.", self._state.name
-            )
-            drivers.forsake(pool)
-        except BaseException:
-            drivers.forsake(pool)
-            raise
-        finally:
-            if self._pool is pool:
-                self._pool = self._home = None
-            stop, self._sentinel = self._sentinel, None
-            if stop is not None and not stop.done():
-                stop.set_result(None)
-            self._closing = False
+        await self._state.keeper.close(timeout)
 
     def dispose(self) -> None:
         """Forget the pool without closing it: for a child process, whose parent goes on using it."""
-        if self._pool is not None:
-            _inherited.append((self._pool, self._sentinel, self._opening))
-        self._pool = self._home = self._sentinel = self._opening = None
+        self._state.keeper.forget()
         self._state.reset()
         self._state.forget()
 
@@ -490,12 +318,12 @@ def install(database: Any) -> AsyncState:
     guard = AsyncPgGuarded if isinstance(database, pwasyncio.AsyncPostgresqlDatabase) else AsyncGuarded
     if database._pool is not None and running_loop() is None:
         raise ConfigurationError(
-            f"{display_name(database)}: its pool is open already, in a loop that nobody knows. Give the database to Peewee(...) "
-            "or connection_scope(...) before it is first used."
+            f"{display_name(database)}: its pool is open already, in a loop that nobody knows. Give the database to "
+            "Peewee(...) or connection_scope(...) before it is first used."
         )
     state = AsyncState(database)
     database._state = state
     database.__class__ = guarded_class(cls, guard)
     if database._pool is not None:
-        database._settle_in(database._pool)
+        state.keeper.settle_in(database._pool)
     return state

@@ -11,6 +11,7 @@ Against asyncpg: parameters are adapted as psycopg does it for sync code (a stri
 from __future__ import annotations
 
 import contextlib
+import select
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,9 @@ _POOL_OPTIONS = frozenset(
 
 class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
     """A psycopg connection as pwasyncio wraps them; in autocommit, so that Peewee's BEGIN and SAVEPOINT are the only ones."""
+
+    conn: Any
+    _lock: Any
 
     def stale(self) -> bool:
         """Return whether this side knows that the connection is gone."""
@@ -86,8 +90,8 @@ class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
 
     async def close(self) -> None:
         """Close the connection."""
-        conn, self.conn = self.conn, None
-        if conn is not None:
+        if self.conn is not None:
+            conn, self.conn = self.conn, None
             await conn.close()
 
     def abandon(self) -> None:
@@ -99,11 +103,32 @@ class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
         await pool.putconn(self.conn)
 
 
+def _has_died(raw: Any) -> bool:
+    """Return whether the server has closed an idle connection, as far as can be told without a round trip."""
+    if not _poll(raw.pgconn.socket, 0):
+        return False  # a living server is silent
+    try:
+        raw.pgconn.consume_input()  # its last words, or a notification
+        if _poll(raw.pgconn.socket, 0):
+            raw.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return True
+    return False
+
+
+def _poll(descriptor: int, seconds: float) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    poll = select.poll()  # takes any descriptor; select() none above 1023
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def _columns(cursor: Any) -> list[tuple[str]]:
     return [(column.name,) for column in cursor.description or ()]
 
 
-class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDatabase):  # type: ignore[misc]
+class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDatabase):
     """PostgreSQL through psycopg 3, natively asynchronous, on `psycopg_pool.AsyncConnectionPool`.
 
     The pool opens with the first use or the application's lifespan, in that loop, and closes with it.
@@ -186,6 +211,10 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
     async def _pool_acquire(self, pool: Any) -> Any:
         try:
             raw = await pool.getconn()
+            while _has_died(raw):
+                await raw.close()
+                await pool.putconn(raw)
+                raw = await pool.getconn()
         except psycopg_pool.TooManyRequests as error:
             raise TooManyWaiters(
                 f"{self._state.name}: {self.pool_options['max_waiting']} callers are waiting for a connection already "
@@ -224,7 +253,7 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
             try:
                 await pool.wait(self._acquire_timeout)
             except psycopg_pool.PoolTimeout as error:
-                raise self._unavailable(error) from error
+                raise self._state.keeper.unavailable(error) from error
 
     def pool_stats(self) -> dict[str, int]:
         """Return what `AsyncConnectionPool.get_stats` counts; nothing while the pool is closed."""

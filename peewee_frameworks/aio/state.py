@@ -1,4 +1,4 @@
-"""The state of an asynchronous database: what `peewee_frameworks.state.State` is, where returning a connection is a coroutine."""
+"""The state of an asynchronous database: `peewee_frameworks.state.State`, where returning a connection is a coroutine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from peewee_frameworks.state import State
 
 from . import drivers
 from .frame import AsyncFrame, AsyncLineage
+from .keeper import PoolKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
 logger = logging.getLogger("peewee_frameworks")
 
@@ -36,8 +37,7 @@ class AsyncState(State):
         self.returning: set[asyncio.Task[None]] = set()
         # Connections whose return has not begun; it never does if the loop's shutdown cancels the task first.
         self.unreturned: set[Any] = set()
-        # The sentinel task of the pool; see `AsyncGuarded._close_with_loop`.
-        self.watch: asyncio.Task[None] | None = None
+        self.keeper = PoolKeeper(self)
 
     def new_frame(self, label: str) -> Frame:
         """Make the record for a scope."""
@@ -110,7 +110,7 @@ class AsyncState(State):
 
     def drop(self, conn: Any, done: Callable[[], None] | None = None) -> None:
         """Close a connection for good, at once, and free its place in the pool. Never raises, never waits."""
-        home = self.database._home
+        home = self.keeper.home
         if home is None or home.is_here():
             drivers.abandon(conn)
         future = self._spawn(conn, reusable=False)
@@ -121,7 +121,7 @@ class AsyncState(State):
                 future.add_done_callback(lambda _: done())
 
     def _spawn(self, conn: Any, *, reusable: bool) -> Any:
-        home = self.database._home
+        home = self.keeper.home
         loop = running_loop()
         if home is not None and home.is_here() and loop is not None:
             return asyncio.shield(self._start(loop, conn, reusable))
@@ -161,6 +161,12 @@ class AsyncState(State):
                     await drivers.free(conn)
         except Exception:
             logger.warning("%s: replacing a closed connection failed.", self.name, exc_info=True)
+
+    def release_own(self) -> None:
+        """Give back what the caller holds, unless it is in the middle of something: who closes a pool uses it no more."""
+        frame = self.frame()
+        if isinstance(frame, AsyncFrame):
+            frame.release_early()
 
     async def settle(self) -> None:
         """Wait for the connections that are being returned, those that come meanwhile included."""

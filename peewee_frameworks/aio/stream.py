@@ -6,8 +6,9 @@ import itertools
 import weakref
 from typing import TYPE_CHECKING, Any
 
-import peewee
 from playhouse.pwasyncio import greenlet_spawn
+
+from .keeper import wrapping_errors
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -61,9 +62,7 @@ class Rows:
         try:
             if self._cursor is None:
                 await self._open(frame)
-            elif frame.conn is not self._conn:
-                self._finished = True
-                raise frame.lost()
+            self._check(frame)
             size = self._cursor._buffer_size
             batch = await frame.attempt(self._conn, greenlet_spawn(list, itertools.islice(self._source, size)))
             self._batch = batch[::-1]
@@ -73,10 +72,14 @@ class Rows:
         finally:
             frame.leave()
 
+    def _check(self, frame: AsyncFrame) -> None:
+        if frame.conn is not self._conn:
+            raise frame.lost()
+
     async def _open(self, frame: AsyncFrame) -> None:
         sql, params = self._query.sql()
         conn = self._conn = await self._database._connected(frame)
-        with peewee.__exception_wrapper__:
+        with wrapping_errors:
             cursor = await frame.attempt(conn, conn.execute_iter(sql, params or ()))
         if self._size is not None:
             cursor._buffer_size = self._size
