@@ -1,0 +1,222 @@
+"""The pool of an asynchronous database: opened in a loop, used in that loop, closed with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import peewee
+
+from peewee_frameworks.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    PeeweeFrameworksError,
+    PoolConnectTimeout,
+    PoolTimeout,
+    WrongEventLoop,
+)
+from peewee_frameworks.frame import current_frames
+
+from . import drivers
+from .loops import Home, name_of
+
+if TYPE_CHECKING:
+    from .state import AsyncState
+
+logger = logging.getLogger("peewee_frameworks")
+
+# Seconds for closing a pool whose loop is shutting down: whoever waits for the loop's end waits for this.
+SHUTDOWN_SECONDS = 2.0
+
+# Pools of a parent process. Collecting them would close the parent's sessions with a farewell over its sockets.
+_inherited: list[Any] = []
+
+wrapping_errors: Any = peewee.__dict__["__exception_wrapper__"]  # maps the drivers' errors to Peewee's
+
+
+class PoolKeeper:
+    """Opens and closes the pool that pwasyncio makes for a database, and guards it against other loops and processes."""
+
+    def __init__(self, state: AsyncState) -> None:
+        self._state = state
+        self.home: Home | None = None
+        self._opening: asyncio.Task[Any] | None = None
+        self._stop: asyncio.Future[None] | None = None
+        self._sentinel: asyncio.Task[None] | None = None
+
+    async def acquire(self) -> Any:
+        """Acquire a connection.
+
+        Raises: `PoolTimeout`, `PoolConnectTimeout`, `DatabaseUnavailable`, `WrongEventLoop`.
+        """
+        database = self._state.database
+        seconds = database._acquire_timeout
+        pool = database._pool
+        if pool is None or self.home is None or not self.home.is_here():
+            try:
+                async with asyncio.timeout(seconds):
+                    pool = await self.open()
+            except TimeoutError:
+                raise PoolConnectTimeout(
+                    f"{self._state.name}: no connection within {seconds:g} s (acquire_timeout). The server does not answer."
+                ) from None
+        try:
+            with wrapping_errors:
+                conn = await database._pool_acquire(pool)
+        except TimeoutError:
+            raise self._exhausted() from None
+        except Exception as error:
+            raise self.unavailable(error) from error
+        conn._pool = pool  # a late return can tell that the pool was replaced
+        return conn
+
+    def _exhausted(self) -> PoolTimeout:
+        database = self._state.database
+        hint = "Raise pool_size, or give connections back sooner."
+        frames = current_frames.get()
+        around = frames.scope.parent if frames is not None and frames.scope is not None else None
+        if around is not None and (frame := around.frames.get(self._state)) is not None and frame.conn is not None:
+            hint = (
+                f"The scope around this one, {around.label}, holds a connection while it waits: that deadlocks as soon as all "
+                "connections are held so. Share its scope, or give its connection back first."
+            )
+        return PoolTimeout(
+            f"{self._state.name}: waited {database._acquire_timeout:g} s (acquire_timeout) for one of {database._pool_size} "
+            f"connections. {hint}"
+        )
+
+    def unavailable(self, error: Exception) -> Exception:
+        """Make of what connecting raised the error to raise: a `DatabaseUnavailable`, unless it is a mistake in the call."""
+        driver = type(error).__module__.partition(".")[0] in ("asyncpg", "psycopg", "psycopg_pool")
+        if isinstance(error, PeeweeFrameworksError) or not (
+            driver or isinstance(error, peewee.DatabaseError | peewee.InterfaceError | OSError)
+        ):
+            return error
+        return DatabaseUnavailable(f"{self._state.name}: connecting failed: {error}")
+
+    async def open(self) -> Any:
+        """Open the pool in the running loop, if it is not open, and return it.
+
+        Raises: `DatabaseUnavailable`; `WrongEventLoop` if it is open in another loop, or was before a fork.
+        """
+        self.check()
+        database = self._state.database
+        if database._pool is not None:
+            return database._pool
+        if database._closing:
+            raise peewee.InterfaceError("Database pool is shutting down.")
+        if self._opening is None:
+            if database.deferred:
+                raise ConfigurationError(f"{self._state.name}: the database is deferred. Call `db.init(...)` first.")
+            # A task of its own, in an empty context: what lives in the pool must not inherit the first request's scope, nor
+            # end with it.
+            loop = asyncio.get_running_loop()
+            self._opening = loop.create_task(self._open(), name="peewee-open", context=contextvars.Context())
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> Any:
+        database = self._state.database
+        try:
+            with wrapping_errors:
+                pool = await database._create_pool_async()
+        except Exception as error:
+            raise self.unavailable(error) from error
+        finally:
+            self._opening = None
+        database._pool = pool
+        self.settle_in(pool)
+        return pool
+
+    def settle_in(self, pool: Any) -> None:
+        """Take the running loop as the pool's home, and close the pool when it shuts down."""
+        loop = asyncio.get_running_loop()
+        self.home, self._stop = Home(), loop.create_future()
+        watch = self._close_with_loop(pool, self._stop)
+        self._sentinel = loop.create_task(watch, name="peewee-pool", context=contextvars.Context())
+
+    async def _close_with_loop(self, pool: Any, stop: asyncio.Future[None]) -> None:
+        """Close the pool when the loop's shutdown cancels this task.
+
+        It makes `asyncio.run` twice and a loop per test work, and cures a hang: a worker of psycopg's pool that is connecting
+        swallows the cancellation, and the loop would wait for it for ever.
+        """
+        try:
+            await stop
+        except asyncio.CancelledError:
+            if self._state.database._pool is pool:
+                await self.close(SHUTDOWN_SECONDS)
+            raise
+
+    def check(self) -> None:
+        """Forget a pool whose loop is gone.
+
+        Raises: `WrongEventLoop` if its loop lives, or if it was opened before a fork.
+        """
+        home, opening = self.home, self._opening
+        if opening is not None and opening.get_loop() is not asyncio.get_running_loop():
+            if not opening.get_loop().is_closed():
+                raise WrongEventLoop(
+                    f"{self._state.name}: its pool is being opened in another event loop. Give each loop a database of its own."
+                )
+            self._opening = None
+        if home is None or home.is_here():
+            return
+        here = name_of(asyncio.get_running_loop())
+        if home.pid != os.getpid():
+            raise WrongEventLoop(
+                f"{self._state.name}: its pool was opened in process {home.pid}, in loop {home.name}, and this is a fork of "
+                f"it, process {os.getpid()}, loop {here}. Open pools after the fork; or call `db.dispose()` first thing in the "
+                "child, which forgets the parent's connections without closing them."
+            )
+        if home.loop is not None:
+            raise WrongEventLoop(
+                f"{self._state.name}: its pool belongs to the loop {home.name}, which is alive, and this is the loop {here}. "
+                "A pool serves one loop: run the code there (asyncio.run_coroutine_threadsafe), close the pool there first "
+                "(`await db.close_pool()`), or give each loop a database of its own."
+            )
+        logger.warning(
+            "%s: the loop %s was closed without closing the pool; a new one is opened.", self._state.name, home.name
+        )
+        database = self._state.database
+        pool, database._pool = database._pool, None
+        self.home = self._stop = self._sentinel = None
+        drivers.forsake(pool)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Close the pool in its loop; see `AsyncGuarded.close_pool`."""
+        if self._opening is not None and self._opening.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait([self._opening])
+        self.check()
+        state, database = self._state, self._state.database
+        pool = database._pool
+        if pool is None or database._closing:
+            return
+        database._closing = True
+        try:
+            async with asyncio.timeout(database._acquire_timeout if timeout is None else timeout):
+                state.release_own()
+                await state.settle()
+                await database._pool_close()
+        except TimeoutError:
+            logger.warning("%s: connections were still in use when the pool was closed; they are cut off.", state.name)
+            drivers.forsake(pool)
+        except BaseException:
+            drivers.forsake(pool)
+            raise
+        finally:
+            if database._pool is pool:
+                database._pool = self.home = None
+            stop, self._stop = self._stop, None
+            if stop is not None and not stop.done():
+                stop.set_result(None)
+            database._closing = False
+
+    def forget(self) -> None:
+        """Forget the pool without closing it."""
+        database = self._state.database
+        if database._pool is not None:
+            _inherited.append((database._pool, self._stop, self._sentinel, self._opening))
+        database._pool = self.home = self._stop = self._sentinel = self._opening = None
