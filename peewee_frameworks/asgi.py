@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from .http import Problem, problem_for
 from .runtime import Runtime
+from .waiting import current_lender
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
     from .scope import Scope
+    from .waiting import Lender
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -34,9 +36,17 @@ def work_key(runtime: Runtime) -> str:
 class ScopeMiddleware:
     """Open a scope for each request and websocket; inside another adapter's, only for databases it does not have."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+    def __init__(self, app: ASGIApp, runtime: Runtime, lender: Callable[[], Lender] | None = None) -> None:
+        """Wrap `app`.
+
+        Args:
+            app: the application.
+            runtime: the databases and options.
+            lender: gives what lends the place of a worker thread that waits; for frameworks that bound their threads.
+        """
         self.app = app
         self.runtime = runtime
+        self.lender = lender
         self.key = work_key(runtime)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -49,6 +59,8 @@ class ScopeMiddleware:
             scope.setdefault(self.key, self.runtime.opener(outer))
             await self.app(scope, receive, send)
             return
+        if self.lender is not None:
+            current_lender.set(self.lender())
         method = "websocket" if scope["type"] == "websocket" else f"request {scope['method']}"
         work = self.runtime.begin(f"{method} {scope['path']}", outer)
         scope[SCOPE_KEY] = scope[self.key] = work
@@ -108,17 +120,19 @@ class RequestMiddleware:
         async def send_in_scope(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
-                try:
-                    await runtime.complete_async(work, message["status"])
-                except Exception as error:
-                    raise CommitFailed from error
+                if not work.untouched:
+                    try:
+                        await runtime.complete_async(work, message["status"])
+                    except Exception as error:
+                        raise CommitFailed from error
                 started = True
             await send(message)
-            if message["type"] == "http.response.body":
+            if message["type"] == "http.response.body" and not work.untouched:
                 runtime.release_early(work)  # a stream that idles holds nothing, nor a background task yet to come
 
         try:
-            await self._prepare(work, scope)
+            if runtime.has_policy:
+                await self._prepare(work, scope)
             await self.app(scope, receive, send_in_scope)
         except CommitFailed as failed:
             error = failed.__cause__

@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator  # noqa: TC003 - FastAPI reads the dependencies' annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads the dependencies' annotations
+from starlette.requests import HTTPConnection  # noqa: TC002 - as above
 
 from . import starlette
 from .asgi import work_key
@@ -25,7 +26,7 @@ from .http import BUSY, CONFLICT, NOT_FOUND
 from .scope import complete
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.applications import Starlette
 
@@ -83,7 +84,7 @@ class Peewee(starlette.Peewee):
         Raises: `ConfigurationError` if `init_app` was forgotten; what a COMMIT raised.
         """
         work = self._work(connection)
-        if any(frame.atomic for frame in work.own_frames):
+        if work.atomic:
             yield self.database
             return
         await self.runtime.set_atomic(work)

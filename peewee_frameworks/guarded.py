@@ -20,6 +20,7 @@ from . import gevent
 from .drivers import is_broken_off, is_clean, reads_later
 from .errors import DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
 from .frame import Frame, GuardedCursor, Lineage, current_frames, inherits, running_loop
+from .waiting import lending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -460,12 +461,10 @@ class GuardedPool(Guarded):
     _max_connections: int | None
     _connections: list[Any]
     _in_use: dict[Any, Any]
+    _wait_timeout: float | None
 
     def _connect_here(self, *args: Any, **kwargs: Any) -> bool:
-        state = self._state
-        if running_loop() is None:
-            return super()._connect_here(*args, **kwargs)
-        # Past playhouse's wait, which would stall the loop for up to its whole timeout.
+        # Past playhouse's wait, which would stall an event loop for up to its whole timeout, and a thread's place in its set.
         # A subclass's own `connect` is kept: it may do more.
         connect = super(Guarded, self).connect  # type: ignore[misc]
         if connect.__func__ is PlayhousePooledDatabase.connect:
@@ -473,8 +472,13 @@ class GuardedPool(Guarded):
         try:
             return self._attempt(connect, *args, **kwargs)
         except MaxConnectionsExceeded as error:
+            if running_loop() is None:
+                if not self._wait_timeout:
+                    raise
+                with lending():
+                    return super()._connect_here(*args, **kwargs)
             raise WouldBlock(
-                f"{state.name}: all {self._max_connections} connections are in use, and waiting for one here would "
+                f"{self._state.name}: all {self._max_connections} connections are in use, and waiting for one here would "
                 "stall the event loop. Use `await orm.run(...)`, or connect eagerly (connect='eager'), which waits "
                 "without blocking."
             ) from error

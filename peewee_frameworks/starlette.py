@@ -10,10 +10,13 @@ or, for an application that exists already, ``orm.init_app(app)``, which install
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
+from anyio.to_thread import current_default_thread_limiter
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -26,6 +29,7 @@ from .errors import ConfigurationError
 from .http import HANDLED, problem_for
 from .runtime import Runtime
 from .scope import connection_scope
+from .waiting import Lender
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
@@ -197,7 +201,7 @@ class Peewee:
 
     def _layers(self, app: ASGIApp) -> ASGIApp:
         self._configure()
-        return ScopeMiddleware(self._requests(app), self.runtime)
+        return ScopeMiddleware(self._requests(app), self.runtime, _lender)
 
     def _requests(self, app: ASGIApp) -> ASGIApp:
         return RequestMiddleware(app, self.runtime, Request, _names)
@@ -213,7 +217,7 @@ class Peewee:
         if layer is None:
             return self._layers(stack)
         layer.app = self._requests(layer.app)
-        return ScopeMiddleware(stack, self.runtime)
+        return ScopeMiddleware(stack, self.runtime, _lender)
 
     def _install_late(self, app: Any) -> None:
         """Do at start what `init_app` would have done; by then the stack is built."""
@@ -248,6 +252,18 @@ async def _respond(request: HTTPConnection, error: Exception) -> Response:
         answer = await run_in_threadpool(handler, request, exception)
     response: Response = answer
     return response
+
+
+_lenders: WeakKeyDictionary[asyncio.AbstractEventLoop, Lender] = WeakKeyDictionary()
+
+
+def _lender() -> Lender:
+    """Return what lends places among the threads in which Starlette runs sync code."""
+    loop = asyncio.get_running_loop()
+    lender = _lenders.get(loop)
+    if lender is None:
+        lender = _lenders[loop] = Lender(loop, current_default_thread_limiter())
+    return lender
 
 
 class _Phases:
