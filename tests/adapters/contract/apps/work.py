@@ -12,7 +12,8 @@ import contextvars
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import peewee
@@ -226,7 +227,10 @@ class Work:
 class World:
     """One process of an application: its database(s), and the control channel."""
 
+    made: ClassVar[weakref.WeakSet[World]] = weakref.WeakSet()
+
     def __init__(self) -> None:
+        self.made.add(self)
         self.work = Work(os.environ["DATABASE_URL"])
         # A second database of its own pool; the applications use it if CONTRACT_OTHER is set.
         self.other = Work(os.environ["CONTRACT_OTHER"]) if "CONTRACT_OTHER" in os.environ else None
