@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
-class _Queue:
+class Queue:
     """A first-come first-served semaphore of one event loop.
 
     Not `asyncio.Semaphore`: a timeout around it is `wait_for`, which up to Python 3.11 can lose a cancellation.
@@ -76,13 +76,13 @@ def _expire(waiter: asyncio.Future[bool]) -> None:
 class _Slot:
     """What one scope holds of the runner: the turn of its calls, and its place among the scopes."""
 
-    def __init__(self, scope: Scope, gate: _Queue) -> None:
+    def __init__(self, scope: Scope, gate: Queue) -> None:
         self._scope = scope
         self._gate = gate
         self._loop = asyncio.get_running_loop()
         self._admitted = False
         self._running = False
-        self.turn = _Queue(1)
+        self.turn = Queue(1)
         scope.on_release(self._connection_released)
 
     async def admit(self, timeout: float | None) -> bool:
@@ -124,7 +124,7 @@ class Runner:
         self.timeout = timeout
         self._executor: ThreadPoolExecutor | None = None
         self._pid = 0
-        self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = weakref.WeakKeyDictionary()
+        self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Queue] = weakref.WeakKeyDictionary()
 
     async def run(self, scope: Scope, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
         """Call `function` on a thread, in `scope`, with a copy of the caller's context.
@@ -166,11 +166,11 @@ class Runner:
         if executor is not None:
             executor.shutdown(wait=False)
 
-    def _gate(self) -> _Queue:
+    def _gate(self) -> Queue:
         loop = asyncio.get_running_loop()
         gate = self._gates.get(loop)
         if gate is None:
-            gate = self._gates[loop] = _Queue(self.threads)
+            gate = self._gates[loop] = Queue(self.threads)
         return gate
 
     def _threads(self) -> ThreadPoolExecutor:

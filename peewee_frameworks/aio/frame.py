@@ -16,7 +16,7 @@ from playhouse.pwasyncio import await_
 from peewee_frameworks.drivers import is_disconnect
 from peewee_frameworks.errors import ConcurrentUse, TransactionLost
 from peewee_frameworks.frame import _PIN, Frame, Lineage, _describe, current_lineage
-from peewee_frameworks.run import _Queue
+from peewee_frameworks.run import Queue
 
 from .bridge import not_in_bridge, under_bridge
 
@@ -48,7 +48,7 @@ class AsyncFrame(Frame):
     state: AsyncState
 
     def __init__(self, state: AsyncState, label: str) -> None:
-        self._turn = _Queue(1)
+        self._turn = Queue(1)
         self._user: object = None
         self._uses = 0
         # Why the open transaction cannot go on; a statement after its outermost block finds none open and forgets this.
