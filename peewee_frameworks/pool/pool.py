@@ -20,10 +20,11 @@ from peewee_frameworks.errors import (
     TooManyWaiters,
     WouldBlock,
 )
+from peewee_frameworks.waiting import lending
 
 from .core import Engine
 from .drivers import Driver, driver_of
-from .entries import CLOSE, Entry, Job, Turn, snapshot
+from .entries import CLOSE, CONNECT, Entry, Job, Turn, snapshot
 from .events import Events
 from .jobs import run_job
 from .options import PoolOptions, seconds_to_wait
@@ -278,7 +279,8 @@ class Pool:
         try:
             while True:
                 left = None if deadline is None else deadline - self._clock()
-                waiter.wait(left)
+                with lending():
+                    waiter.wait(left)
                 conn = self._collect(engine, waiter, deadline)
                 if conn is not None:
                     break
@@ -593,8 +595,10 @@ class Pool:
         """Hand jobs to the workers; what cannot be handed over, because the interpreter ends, is done here."""
         for job in jobs:
             work = functools.partial(run_job, self, self.engine, job)
+            workers = runtime().workers
             try:
-                runtime().workers.submit(work)
+                # Who waits for a connect has the time to start a thread, who gives something back has not.
+                (workers.submit if job.kind == CONNECT else workers.submit_later)(work)
             except RuntimeError:
                 work()
 

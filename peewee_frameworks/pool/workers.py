@@ -49,6 +49,8 @@ class Workers:
         self._idle_seconds = idle_seconds
         self._work: queue.SimpleQueue[Callable[[], None]] = make_queue()
         self._free: deque[None] = deque()  # one token per idle worker; taking one obliges the taker to put work
+        self._later: deque[Callable[[], None]] = deque()
+        self._distributor: deque[None] = deque([None])  # who pops this sees to it that `_later` is worked off
 
     def submit(self, work: Callable[[], None]) -> None:
         """Run ``work`` in a thread, at once.
@@ -62,6 +64,39 @@ class Workers:
             # Not through ``args``: a thread keeps those, and with them the pool, for as long as it lives.
             start_thread(self._run, "peewee-pool-worker")
         self._work.put(work)
+
+    def submit_later(self, work: Callable[[], None]) -> None:
+        """Run ``work`` in a thread, soon, at no cost to the caller.
+
+        Starting a thread takes up to a switch interval of the interpreter per thread; for fifty connections that
+        come back dirty at once, a worker does it. Raises as `submit` does.
+        """
+        self._later.append(work)
+        try:
+            self._distributor.pop()
+        except IndexError:
+            return
+        try:
+            self.submit(self._distribute)
+        except RuntimeError:
+            self._distributor.append(None)
+            self._later.remove(work)
+            raise
+
+    def _distribute(self) -> None:
+        while True:
+            try:
+                work = self._later.popleft()
+            except IndexError:
+                self._distributor.append(None)
+                if not self._later:
+                    return
+                try:  # more came in between: carry on, unless its sender has found a successor
+                    self._distributor.pop()
+                except IndexError:
+                    return
+            else:
+                self.submit(work)
 
     def _run(self) -> None:
         work = self._work.get()
