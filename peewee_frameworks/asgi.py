@@ -121,10 +121,7 @@ class RequestMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 if not work.untouched:
-                    try:
-                        await runtime.complete_async(work, message["status"])
-                    except Exception as error:
-                        raise CommitFailed from error
+                    await self._complete(work, message["status"])
                 started = True
             await send(message)
             if message["type"] == "http.response.body" and not work.untouched:
@@ -145,6 +142,12 @@ class RequestMiddleware:
             if problem is None:
                 raise
             await answer(problem, send)
+
+    async def _complete(self, work: Scope, status: int) -> None:
+        try:
+            await self.runtime.complete_async(work, status)
+        except Exception as error:
+            raise CommitFailed from error
 
     async def _websocket(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Between two messages a websocket holds no connection."""

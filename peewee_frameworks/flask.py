@@ -218,7 +218,7 @@ class Peewee:
             self._start()
         eager, atomic = self.runtime.policy(request, names)
         # An application around this one may have begun already; then it will commit.
-        if atomic and not any(frame.atomic for frame in work.own_frames):
+        if atomic and not work.atomic:
             work.set_atomic()
             request.environ[self._atomic_key] = True
         if eager:

@@ -102,13 +102,36 @@ def inherits(lineage: Lineage) -> bool:
 
 
 class Frames(dict["State", "Frame"]):
-    """What the context variable holds: the frame of each database in the current scope."""
+    """What the context variable holds: the frames of the current scope, each made when its database is first looked at.
 
-    __slots__ = ("scope",)
+    Most requests use one database, many none; `get` finds what is there, `find` makes what is not.
+    """
 
-    def __init__(self, scope: Scope | None, frames: dict[State, Frame]) -> None:
-        super().__init__(frames)
+    __slots__ = ("outer", "scope")
+
+    def __init__(self, scope: Scope | None, outer: Frames | None = None) -> None:
         self.scope = scope
+        self.outer = outer
+
+    def __contains__(self, state: object) -> bool:
+        """Whether the scope, or one around it, has this database."""
+        return (
+            super().__contains__(state)
+            or (self.scope is not None and state in self.scope.states)
+            or (self.outer is not None and state in self.outer)
+        )
+
+    def find(self, state: State) -> Frame | None:
+        """Return the frame of a database, made now if need be; None if no scope around has it."""
+        frame = self.get(state)
+        if frame is None:
+            if self.scope is not None and state in self.scope.states:
+                frame = self.scope.make_frame(state)
+            elif self.outer is not None:
+                frame = self.outer.find(state)
+            if frame is not None:
+                self[state] = frame
+        return frame
 
 
 current_frames: contextvars.ContextVar[Frames | None] = contextvars.ContextVar("peewee_frameworks_frames", default=None)
@@ -209,6 +232,11 @@ class Frame:
             self.pinned = True
             self.ctx.insert(0, _PIN)
 
+    def make_atomic(self) -> None:
+        """Begin a transaction when it connects; a nested ``with db`` must not try to close it in the middle of that."""
+        self.atomic = True
+        self.pin()
+
     # -- the guard ----------------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
@@ -220,7 +248,7 @@ class Frame:
             self._release()
             if not self.final:
                 raise self._intrusion()
-            self._drop_late()  # `finish` may have found the lock taken by us
+            self._end()  # `finish` may have found the lock taken by us
             raise self.ended()
         self._depth += 1
 
@@ -260,7 +288,7 @@ class Frame:
             lineage = lineage.below
         self.lineage = lineage
         if current_lineage.get() is mark:
-            current_lineage.set(mark.outer)
+            current_lineage.set(_first_open(mark.outer))
 
     def _overlap(self) -> ConcurrentUse:
         return ConcurrentUse(
@@ -353,7 +381,7 @@ class Frame:
         finally:
             self._release()
         if self.final:
-            self._drop_late()  # `finish` may have found the lock taken by us
+            self._end()  # `finish` may have found the lock taken by us
         if conn is None:
             return False
         self._give_back(conn)
@@ -382,7 +410,10 @@ class Frame:
         Returns: a future if the connection is being returned on another thread.
         """
         self.final = True
-        if not self._acquire(False):
+        return self._end()
+
+    def _end(self) -> Future[None] | None:
+        if self.conn is None or not self._acquire(False):
             return None
         try:
             if self._depth:  # by this very thread: a signal handler, or the garbage collector, inside a statement
@@ -392,14 +423,18 @@ class Frame:
         finally:
             self._release()
         if conn is None:
-            self._released()
             return None
         if dirty and dirty != [self.request_transaction]:  # an atomic request that failed needs no warning
             logger.warning("%s: %s ended with %s open; rolled back.", self.state.name, self.label, _describe(dirty))
         live = self.live_cursors()
         if live and self.state.tracks_cursors and self._reader != _native_thread():
             # Another thread may be inside SQLite with one of them, and to close it there crashes the process.
-            self.state.linger(conn, live, rollback=bool(dirty), done=self._released)
+            logger.info(
+                "%s: a result of %s was not read to its end; its connection is closed, not reused.",
+                self.state.name,
+                self.label,
+            )
+            self.state.linger(conn, live, self._released)
             return None
         return self._give_back(conn, rollback=bool(dirty), cursors=live)
 
@@ -425,13 +460,18 @@ class Frame:
             conn, self.conn, self.closed = self.conn, None, True
         finally:
             self._release()
-        if conn is not None:
-            logger.warning(
-                "%s: a statement of %s was still running when it ended; its connection is closed, not reused.",
-                self.state.name,
-                self.label,
-            )
-            self.state.drop(conn, done=self._released)
+        if conn is None:
+            return
+        logger.warning(
+            "%s: a statement of %s was still running when it ended; its connection is closed, not reused.",
+            self.state.name,
+            self.label,
+        )
+        live = self.live_cursors() if self.state.tracks_cursors else None
+        if live:
+            self.state.linger(conn, live, self._released)
+        else:
+            self.state.drop(conn, self._released)
 
     def _released(self) -> None:
         if self.on_release is not None:

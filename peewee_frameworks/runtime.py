@@ -20,12 +20,12 @@ from .background import background
 from .config import DEFAULT_ALIAS, Options, open_databases, resolve
 from .errors import ConfigurationError, DatabaseUnavailable
 from .guarded import GuardedProxy
-from .run import Runner
+from .run import Queue, Runner
 from .scope import Scope, connection_scope, current_scope
 from .state import State, display_name, install, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 logger = logging.getLogger("peewee_frameworks")
 
@@ -77,6 +77,7 @@ class Runtime:
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
         self._drained: Callable[[], object] | None = None
+        self._has_policy = False
         self._running = 0  # applications that have started: one `Peewee` may serve several
         if database is not None:
             self.configure()
@@ -98,6 +99,7 @@ class Runtime:
         for database in ready.values():
             _check_autoconnect(database, options)
         self.options, self.databases, self._states = options, databases, states
+        self._has_policy = self._find_policy()
         if self._proxy is not None and self._proxy.obj is None:
             self._proxy.initialize(self.database)
         if len(ready) == len(databases):
@@ -142,7 +144,21 @@ class Runtime:
             raise _not_ready()
         if len(self._states) < len(self.databases):
             self._states = [install(database) for database in self.databases.values()]
+            self._has_policy = self._find_policy()
         return self._states
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request."""
+        return self._has_policy
+
+    def _find_policy(self) -> bool:
+        options = self.options
+        return (
+            options.connect == "eager"
+            or options.transaction is not False
+            or not all(state.database.autoconnect for state in self._states)
+        )
 
     def _check_models(self) -> None:
         ours = [unwrap(database) for database in self.databases.values()]
@@ -240,12 +256,24 @@ class Runtime:
         """
         scope = current_scope()
         if scope is not None and all(state in scope.frames for state in self.states):
-            return await self.runner.run(scope, function, *args, **kwargs)
+            return await self._run_in(scope, function, *args, **kwargs)
         scope = self.begin(f"orm.run({getattr(function, '__qualname__', function)})")
         try:
-            return await self.runner.run(scope, function, *args, **kwargs)
+            return await self._run_in(scope, function, *args, **kwargs)
         finally:
             self.end(scope)
+
+    async def _run_in(self, scope: Scope, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+        if not all(state.is_async for state in self.states):
+            return await self.runner.run(scope, function, *args, **kwargs)
+        # No thread is needed: Peewee's bridge lets sync code wait for the asynchronous driver. Calls take turns all the same.
+        turn = scope.slot = scope.slot or Queue(1)
+        await turn.enter()
+        try:
+            result: _Result = await self.states[0].database.run(function, *args, **kwargs)
+        finally:
+            turn.leave()
+        return result
 
     async def set_atomic(self, scope: Scope) -> None:
         """Wrap what follows in a transaction per database, without blocking the event loop.
@@ -253,7 +281,7 @@ class Runtime:
         Raises: what BEGIN raises, on a connection that is open already; else it begins with the first query.
         """
         if scope.connected:
-            await self.runner.run(scope, scope.set_atomic)
+            await self._each(scope, Scope.set_atomic)
         else:
             scope.set_atomic()
 
@@ -262,7 +290,15 @@ class Runtime:
 
         Raises: `PoolTimeout`, `DatabaseUnavailable` and what connecting raises.
         """
-        await self.runner.run(scope, scope.connect)
+        await self._each(scope, Scope.connect)
+
+    async def _each(self, scope: Scope, step: Callable[[Scope, Sequence[State]], None]) -> None:
+        """Take a step for each database of a scope: on a thread, or in the bridge of an asynchronous one."""
+        if offloaded := [state for state in scope.states if not state.is_async]:
+            await self.runner.run(scope, step, scope, offloaded)
+        for state in scope.states:
+            if state.is_async:
+                await state.database.run(step, scope, [state])
 
     @property
     def runner(self) -> Runner:
@@ -284,6 +320,20 @@ class Runtime:
 
         Raises: `DatabaseUnavailable` with ``check="fail"``; `ConfigurationError`.
         """
+        self._check_start()
+        started: list[State] = []
+        try:
+            for alias, state in self._to_start():
+                state.users += 1
+                started.append(state)
+                self._start_database(alias, state)
+        except BaseException:
+            for state in reversed(started):
+                _leave(state)
+            raise
+        self._running += 1
+
+    def _check_start(self) -> None:
         states = self.states
         self._check_models()
         for state in states:
@@ -292,16 +342,18 @@ class Runtime:
                 raise ConfigurationError(
                     f"{display_name(database)}: the database is deferred. Call `db.init(...)` before the application starts."
                 )
-        if not self._running:
-            for alias, database in self.databases.items():
-                _open_pool(unwrap(database))
-                self._check(alias, unwrap(database))
-            for state in states:
-                state.users += 1
-        self._running += 1
 
-    def _check(self, alias: str, database: Any) -> None:
-        models = [model for model in self.options.create_tables if unwrap(model._meta.database) is database]
+    def _to_start(self) -> Iterable[tuple[str, State]]:
+        return () if self._running else zip(self.databases, self.states, strict=True)
+
+    def _start_database(self, alias: str, state: State) -> None:
+        database = state.database
+        if state.is_async:
+            raise ConfigurationError(
+                f"Database {alias!r}, {state.name}, is asynchronous, and this application is not. Give it a sync database."
+            )
+        _open_pool(database)
+        models = self._models_of(database)
         if self.options.check == "off" and not models:
             return
         try:
@@ -309,13 +361,34 @@ class Runtime:
                 database.connect()
                 database.create_tables(models)
         except peewee.OperationalError as error:
-            message = (
-                f"Database {alias!r}, {display_name(database)}, cannot be reached at start: {error}. Start it, correct its "
-                "address, or pass check='warn' to start without it."
-            )
-            if self.options.check == "fail":
-                raise DatabaseUnavailable(message) from error
-            logger.warning("%s", message)
+            self._unreachable(alias, state, error)
+
+    async def _start_database_async(self, alias: str, state: State) -> None:
+        if not state.is_async:
+            await asyncio.wrap_future(background.submit(lambda: self._start_database(alias, state)))
+            return
+        database = state.database
+        models = self._models_of(database)
+        if self.options.check == "off" and not models:
+            return
+        try:
+            async with connection_scope(database, label="the start of the application"):
+                await database.aconnect()
+                await database.run(database.create_tables, models)
+        except peewee.OperationalError as error:
+            self._unreachable(alias, state, error)
+
+    def _models_of(self, database: Any) -> list[Any]:
+        return [model for model in self.options.create_tables if unwrap(model._meta.database) is database]
+
+    def _unreachable(self, alias: str, state: State, error: Exception) -> None:
+        message = (
+            f"Database {alias!r}, {state.name}, cannot be reached at start: {error}. Start it, correct its address, or pass "
+            "check='warn' to start without it."
+        )
+        if self.options.check == "fail":
+            raise DatabaseUnavailable(message) from error
+        logger.warning("%s", message)
 
     def stop(self) -> None:
         """Wait for the units of work in flight, then close the pools. Blocks for `close_timeout` seconds at most."""
@@ -328,11 +401,26 @@ class Runtime:
                 drained.wait(self.options.close_timeout)
         finally:
             self._drained = None
-        self._close_pools()
+        for state in self._to_leave():
+            _leave(state)
 
     async def start_async(self) -> None:
-        """Do what `start` does from an event loop, without blocking it."""
-        await asyncio.wrap_future(background.submit(self.start))
+        """Do what `start` does from an event loop, without blocking it; the pools of asynchronous databases open in this loop.
+
+        Raises: as `start`; what had opened is closed then.
+        """
+        self._check_start()
+        started: list[State] = []
+        try:
+            for alias, state in self._to_start():
+                state.users += 1
+                started.append(state)
+                await self._start_database_async(alias, state)
+        except BaseException:
+            for state in reversed(started):
+                await self._leave_async(state)
+            raise
+        self._running += 1
 
     async def stop_async(self) -> None:
         """Do what `stop` does from an event loop, without blocking it."""
@@ -348,13 +436,23 @@ class Runtime:
                         await drained.wait()
         finally:
             self._drained = None
-        await asyncio.wrap_future(background.submit(self._close_pools))
+        for state in self._to_leave():
+            await self._leave_async(state)
+
+    async def _leave_async(self, state: State) -> None:
+        if not state.is_async:
+            await asyncio.wrap_future(background.submit(lambda: _leave(state)))
+            return
+        state.users -= 1
+        if state.users == 0:
+            await state.database.close_pool(self.options.close_timeout)
 
     def _is_last_stop(self) -> bool:
         self._running -= 1
         return self._running <= 0
 
-    def _close_pools(self) -> None:
+    def _to_leave(self) -> list[State]:
+        """Return the databases to be closed at the end, the last opened first."""
         if self.live:
             logger.warning(
                 "%d units of work were still running when the application stopped: %s",
@@ -366,11 +464,14 @@ class Runtime:
             self._runner = None
         if self._running < 0:
             self._running = 0  # never started: what it did not open it does not close
-            return
-        for state in self.states:
-            state.users -= 1
-            if state.users == 0:  # another application of this process may use the same database
-                _close_pool(state.database)
+            return []
+        return self.states[::-1]
+
+
+def _leave(state: State) -> None:
+    state.users -= 1
+    if state.users == 0:  # another application of this process may use the same database
+        _close_pool(state.database)
 
 
 def _open_pool(database: Any) -> None:

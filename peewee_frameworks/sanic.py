@@ -305,13 +305,12 @@ def _scoped_class(cls: Any) -> Any:
 class _Part:
     """What one `Peewee` does for a request."""
 
-    __slots__ = ("frames", "options", "orm", "runtime", "scope")
+    __slots__ = ("options", "orm", "runtime", "scope")
 
     def __init__(self, orm: Peewee, scope: Scope) -> None:
         self.orm = orm
         self.runtime = orm.runtime
         self.scope = scope
-        self.frames = scope.own_frames
         self.options = orm.runtime.options
 
 
@@ -374,7 +373,7 @@ class _Work:
 
     def _first(self, data: bytes, end_stream: bool) -> Awaitable[None]:
         """Send the head of an HTTP/1.1 response, and of most all the rest."""
-        if end_stream and not any(frame.conn or frame.atomic for part in self._parts for frame in part.frames):
+        if end_stream and not any(part.scope.atomic or part.scope.connected for part in self._parts):
             sent: Awaitable[None] = self._send(data, end_stream)
             return sent
         return self._first_of_more(data, end_stream)

@@ -7,7 +7,6 @@ contexts leak between requests in most servers, so nothing here ever means "use 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import inspect
@@ -21,7 +20,7 @@ from .frame import Frame, Frames, current_frames
 from .state import State, install
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -35,9 +34,9 @@ class Scope:
     uses `connection_scope`.
     """
 
-    __slots__ = ("_own", "_token", "frames", "label", "parent", "slot")
+    __slots__ = ("_on_release", "_own", "_token", "atomic", "ended", "frames", "label", "parent", "slot", "states")
 
-    def __init__(self, states: Iterable[State], label: str, parent: Scope | None = None) -> None:
+    def __init__(self, states: Sequence[State], label: str, parent: Scope | None = None) -> None:
         """Make a scope for the given databases; the other databases of `parent` stay visible in it.
 
         Args:
@@ -45,23 +44,40 @@ class Scope:
             label: what messages call it, for example ``"request GET /orders"``.
             parent: the scope around, if any; never taken from the context variable by itself.
         """
+        self.states = states
         self.label = label
         self.parent = parent
-        self._own = {state: state.new_frame(label) for state in states}
-        self.frames: Frames = Frames(self, {**parent.frames, **self._own} if parent is not None else dict(self._own))
-        self._token: contextvars.Token[Frames | None] | None = None
+        # Whether `finish` was called.
+        self.ended = False
+        # Whether a database that connects begins a transaction.
+        self.atomic = False
         # What `orm.run` keeps with the scope; see run.py.
         self.slot: Any = None
+        self._own: dict[State, Frame] = {}
+        self._on_release: Callable[[], None] | None = None
+        self.frames: Frames = Frames(self, None if parent is None else parent.frames)
+        self._token: contextvars.Token[Frames | None] | None = None
+
+    def make_frame(self, state: State) -> Frame:
+        """Make the frame of one of its databases, or return the one that another thread made meanwhile."""
+        frame = state.new_frame(self.label)
+        frame.on_release = self._on_release
+        if self.atomic:
+            frame.make_atomic()
+        frame = self._own.setdefault(state, frame)
+        if self.ended:  # looked at for the first time by somebody who outlived it
+            frame.finish()
+        return frame
 
     @property
     def own_frames(self) -> Iterable[Frame]:
-        """The frames that this scope opened, without those of its parent."""
+        """The frames of its databases that were used so far, without those of its parent."""
         return self._own.values()
 
     @property
-    def ended(self) -> bool:
-        """Whether `finish` was called."""
-        return any(frame.final for frame in self._own.values())
+    def untouched(self) -> bool:
+        """Whether nothing was asked of it yet, so that nothing is to be committed or given back."""
+        return not self._own and not self.atomic
 
     @property
     def connected(self) -> bool:
@@ -76,14 +92,22 @@ class Scope:
         """Make the scope before it current again."""
         token, self._token = self._token, None
         if token is not None:
-            with contextlib.suppress(ValueError):  # a generator may be closed in another context
+            try:
                 current_frames.reset(token)
+            except ValueError:  # a generator may be closed in another context, where there is nothing to reset
+                return
 
-    def set_atomic(self) -> None:
-        """Wrap what follows in a transaction per database, begun when the database first connects."""
-        for frame in self._own.values():
-            frame.atomic = True
-            frame.pin()  # or a nested ``with db`` would try to close it in the middle of the transaction
+    def set_atomic(self, states: Iterable[State] | None = None) -> None:
+        """Wrap what follows in a transaction per database, begun when the database first connects.
+
+        Args:
+            states: begin now for these databases only, if they are connected.
+        """
+        self.atomic = True
+        for frame in list(self._own.values()):
+            if states is not None and frame.state not in states:
+                continue
+            frame.make_atomic()
             if frame.conn is not None and frame.request_transaction is None and not frame.transactions:
                 with frame.state.bound(frame):
                     frame.begin_request_transaction()
@@ -102,43 +126,50 @@ class Scope:
         Raises: what a COMMIT raised.
         """
         failed = error
-        for frame in self._own.values():
+        self.atomic = False
+        for frame in list(self._own.values()):
             try:
                 frame.end_request_transaction(failed)
             except Exception as raised:  # noqa: BLE001 - the first is raised below, when all have ended
-                if failed is None:
-                    failed = raised
-                elif failed is not error:
-                    raised.__context__ = failed
+                failed = _first(raised, failed, error)
         if failed is not None and failed is not error:
             raise failed
 
-    def connect(self) -> None:
+    def connect(self, states: Iterable[State] | None = None) -> None:
         """Connect every database now (``connect="eager"``), and keep nested ``with db`` blocks from closing it.
+
+        Args:
+            states: these databases only.
 
         Raises: what connecting raises; what had been connected is given back by `finish`.
         """
-        for frame in self._own.values():
-            if frame.conn is None:
+        for state in self.states if states is None else states:
+            frame = self.frames.find(state)
+            if frame is not None and frame.conn is None:
                 frame.pin()
-                with frame.state.bound(frame):
-                    frame.state.database.connect()
+                with state.bound(frame):
+                    state.database.connect()
 
     def release_early(self) -> None:
         """Give back the connections on which nothing is going on; later queries take them again."""
-        for frame in self._own.values():
-            frame.release_early()
+        if self._own:
+            for frame in list(self._own.values()):
+                frame.release_early()
 
     def finish(self) -> list[Future[None]]:
         """End the scope: roll back what is open with a warning, give back every connection. Never raises.
 
         Returns: what is still being given back on other threads, because this one runs an event loop.
         """
-        return [pending for frame in self._own.values() if (pending := frame.finish()) is not None]
+        self.ended = True
+        if not self._own:
+            return []
+        return [pending for frame in list(self._own.values()) if (pending := frame.finish()) is not None]
 
     def on_release(self, callback: Callable[[], None]) -> None:
         """Call `callback`, on any thread, whenever one of the connections was given back."""
-        for frame in self._own.values():
+        self._on_release = callback
+        for frame in list(self._own.values()):
             frame.on_release = callback
 
     def __repr__(self) -> str:
@@ -153,9 +184,34 @@ def current_scope() -> Scope | None:
 
 async def complete(scope: Scope, error: BaseException | None = None) -> None:
     """Do what `Scope.complete` does from an event loop, without blocking it."""
-    if scope.has_transaction:
-        context = contextvars.copy_context()
-        await asyncio.wrap_future(background.submit(lambda: context.run(scope.complete, error)))
+    if not any(state.is_async for state in scope.states):
+        if scope.has_transaction:
+            context = contextvars.copy_context()
+            await asyncio.wrap_future(background.submit(lambda: context.run(scope.complete, error)))
+        return
+    scope.atomic = False
+    failed = error
+    for frame in list(scope.own_frames):
+        end = functools.partial(frame.end_request_transaction, failed)
+        try:
+            if frame.state.is_async:
+                await frame.state.database.run(end)
+            else:
+                context = contextvars.copy_context()
+                await asyncio.wrap_future(background.submit(functools.partial(context.run, end)))
+        except Exception as raised:  # noqa: BLE001 - as in `Scope.complete`
+            failed = _first(raised, failed, error)
+    if failed is not None and failed is not error:
+        raise failed
+
+
+def _first(raised: Exception, failed: BaseException | None, error: BaseException | None) -> BaseException:
+    """Return the error to raise when all databases have ended: the first that is not the caller's own."""
+    if failed is None:
+        return raised
+    if failed is not error:
+        raised.__context__ = failed
+    return failed
 
 
 class connection_scope:  # noqa: N801 - reads as the function it is used as

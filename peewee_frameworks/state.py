@@ -140,7 +140,7 @@ class State:
     def closed(self) -> bool:
         """Whether there is no connection here."""
         frames = current_frames.get()
-        if frames is not None and (frame := frames.get(self)) is not None:
+        if frames is not None and (frame := frames.get(self) or frames.find(self)) is not None:
             return frame.closed
         return bool(self._implicit_frame().closed)
 
@@ -148,7 +148,7 @@ class State:
     def conn(self) -> Any:
         """The driver's connection, or None."""
         frames = current_frames.get()
-        if frames is not None and (frame := frames.get(self)) is not None:
+        if frames is not None and (frame := frames.get(self) or frames.find(self)) is not None:
             return frame.conn
         return self._implicit_frame().conn
 
@@ -202,7 +202,7 @@ class State:
     def frame(self) -> Any:
         """Return the `Frame` of the current scope or owner, or the empty record."""
         frames = current_frames.get()
-        if frames is not None and (frame := frames.get(self)) is not None:
+        if frames is not None and (frame := frames.get(self) or frames.find(self)) is not None:
             return frame
         return self._implicit_frame()
 
@@ -276,7 +276,9 @@ class State:
         undo: list[Callable[[], None]] = []
         if self.frame() is not frame:
             outer = current_frames.get()
-            token = current_frames.set(Frames(None if outer is None else outer.scope, {**(outer or {}), self: frame}))
+            frames = Frames(None if outer is None else outer.scope, outer)
+            frames[self] = frame
+            token = current_frames.set(frames)
             undo.append(lambda: current_frames.reset(token))
         if mark is not None and not inherits(mark):
             lineage = current_lineage.set(mark)
@@ -307,18 +309,11 @@ class State:
         else:
             background.submit(lambda: self._drop(conn, done))
 
-    def linger(self, conn: Any, cursors: list[Any], *, rollback: bool, done: Callable[[], None]) -> None:
+    def linger(self, conn: Any, cursors: list[Any], done: Callable[[], None]) -> None:
         """Drop an SQLite connection when the last of `cursors` is gone; until then somebody may be reading from it."""
         if is_in_memory(self.database):  # closing it would destroy the data, and nobody else can be harmed by a reader
-            self.give_back(conn, rollback=rollback)
-            done()
+            self.drop(conn, done)
             return
-        logger.warning(
-            "%s: a result was still being read when its unit of work ended; its connection is closed, not reused.",
-            self.name,
-        )
-        with contextlib.suppress(Exception):
-            conn.interrupt()  # a reader that is inside SQLite gets an error instead of computing on for nobody
         readers = {id(cursor) for cursor in cursors}
 
         def gone(key: int) -> None:
