@@ -54,19 +54,21 @@ def missing(python: str, *modules: str) -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["?"])[-1]
 
 
-def require_modules(python: str, *modules: str) -> None:
+def require_modules(*modules: str, python: str = sys.executable) -> None:
     """Skip the running test where these modules are not installed."""
     if (reason := missing(python, *modules)) is not None:
         pytest.skip(f"{Path(python).name}: {reason}; `make test` installs the drivers for the tests of gevent")
 
 
-def run_child(script: str, *arguments: str, deadline: float, python: str = sys.executable) -> dict[str, Any]:
+def run_child(
+    script: str, *arguments: str, deadline: float, python: str = sys.executable, **variables: str
+) -> dict[str, Any]:
     """Run a script of this directory and return the JSON object it prints last, or FROZEN if the deadline passes."""
     command = [python, str(HERE / script), *arguments]
     try:
         done = subprocess.run(
             command,
-            env={**os.environ, **environment(python)},
+            env={**os.environ, **environment(python), **variables},
             capture_output=True,
             text=True,
             timeout=deadline,

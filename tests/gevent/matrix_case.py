@@ -69,7 +69,6 @@ elif order == "driver first":
     __import__({"mysqlclient": "MySQLdb"}.get(driver, driver))
     patch()
 elif order == "peewee first":
-
     patch()
 elif order == "created first":
     database = make()

@@ -101,7 +101,7 @@ def test_ten_greenlets_succeed_or_are_told_why_not(
 ) -> None:
     """Ours serves all, at the same time where the driver can; a stock pool does too or is refused before it freezes."""
     require_server("mysql" if driver in ("pymysql", "mysqlclient") else "postgres")
-    require_modules(python, "gevent", *MODULES[driver])
+    require_modules("gevent", *MODULES[driver], python=python)
     outcome = outcomes[python, order, driver, kind].result(DEADLINE + 60)
 
     assert outcome != FROZEN
