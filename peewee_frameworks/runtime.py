@@ -21,6 +21,7 @@ from .config import DEFAULT_ALIAS, Options, open_databases, resolve
 from .errors import ConfigurationError, DatabaseUnavailable
 from .guarded import GuardedProxy
 from .run import Queue, Runner
+from .schema import create_tables
 from .scope import Scope, connection_scope, current_scope
 from .state import State, display_name, install, unwrap
 
@@ -359,7 +360,7 @@ class Runtime:
         try:
             with connection_scope(database, label="the start of the application"):
                 database.connect()
-                database.create_tables(models)
+                create_tables(database, models)
         except peewee.OperationalError as error:
             self._unreachable(alias, state, error)
 
@@ -374,7 +375,7 @@ class Runtime:
         try:
             async with connection_scope(database, label="the start of the application"):
                 await database.aconnect()
-                await database.run(database.create_tables, models)
+                await database.run(create_tables, database, models)
         except peewee.OperationalError as error:
             self._unreachable(alias, state, error)
 
