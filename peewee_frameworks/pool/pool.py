@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["Pool"]
 
 logger = logging.getLogger("peewee_frameworks.pool")
+
+LOOP_PATIENCE = 0.05
+"""Seconds for which a query written inline in a coroutine may block its event loop while a connection is being opened. Such a
+query blocks the loop for its round trips anyway; this is half of what asyncio's debug mode calls a slow callback."""
 
 _DEFAULT: Any = object()  # "the pool's own timeout", where None means "do not wait"
 
@@ -255,7 +260,8 @@ class Pool:
             PoolTimeout: all were in use for the whole of ``timeout``.
             PoolConnectTimeout: there was room for another connection, but it did not come in time.
             TooManyWaiters: ``max_waiting`` others are in the queue.
-            WouldBlock: waiting here would block a running event loop; use ``await pool.acquire_async()``.
+            WouldBlock: waiting here would block a running event loop; use ``await pool.acquire_async()``. A connect is
+                given `LOOP_PATIENCE`, another user nothing.
             PoolClosed: the pool is closed.
             Exception: what the driver raised when connecting failed.
         """
@@ -267,11 +273,20 @@ class Pool:
         return conn
 
     def _acquire_waiting(self, timeout: float | None) -> Any:
-        if running_loop() is not None:
-            raise WouldBlock(
-                f"Pool {self.name!r}: no connection is free at once, and waiting would block the event loop that runs "
-                f"on this thread. Await pool.acquire_async() instead. ({self._numbers()})"
-            )
+        if running_loop() is None:
+            return self._acquire_in_line(timeout)
+        engine = self.engine
+        # Only the first in line, with room for one more and a server that answers, waits for nothing but a connect.
+        if len(engine.entries) < engine.max and not engine.waiters and not engine.failures:
+            with contextlib.suppress(PoolTimeout, PoolConnectTimeout):
+                return self._acquire_in_line(LOOP_PATIENCE)
+        raise WouldBlock(
+            f"Pool {self.name!r}: no connection is free at once, and waiting would block the event loop that runs on this "
+            "thread. Use `await orm.run(...)`, connect eagerly (connect='eager'), or `await pool.acquire_async()`. "
+            f"({self._numbers()})"
+        ) from engine.last_error
+
+    def _acquire_in_line(self, timeout: float | None) -> Any:
         engine = self.engine
         start = self._clock()
         waiter: ThreadWaiter = ThreadWaiter(start, nowait=timeout is None)

@@ -6,11 +6,13 @@ import asyncio
 import gc
 import sys
 import threading
+import time
 import weakref
 
 import pytest
 
 from peewee_frameworks.errors import PoolTimeout, WouldBlock
+from peewee_frameworks.pool.pool import LOOP_PATIENCE
 from peewee_frameworks.pool.waiters import TaskWaiter
 from tests.support.concurrency import eventually
 
@@ -236,19 +238,38 @@ def test_trap_wait_for_does_not_swallow_a_cancel(pool_of):
     assert numbers(pool) == (1, 0, 0)
 
 
-def test_a_checkout_that_would_wait_on_the_loops_thread_is_refused(pool_of):
+def test_a_checkout_that_would_wait_for_another_user_on_the_loops_thread_is_refused(pool_of):
     pool = pool_of(max_connections=1)
 
     async def main():
-        with pytest.raises(WouldBlock, match="acquire_async"):
-            pool.acquire()  # there is none yet, and connecting blocks too
         conn = await pool.acquire_async()
+        with pytest.raises(WouldBlock, match="acquire_async"):
+            pool.acquire()
         with pytest.raises(WouldBlock):
             pool.acquire(timeout=None)
         pool.release(conn)
         pool.release(pool.acquire())  # one is there: nothing to wait for
 
     asyncio.run(main())
+
+
+def test_a_quick_connect_on_the_loops_thread_is_waited_for_and_a_slow_one_is_not(pool_of, server):
+    pool = pool_of(max_connections=2)
+
+    async def main():
+        first = pool.acquire()  # with a stub driver a connect takes no time
+        gate = server.hang()
+        began = time.monotonic()
+        with pytest.raises(WouldBlock):
+            pool.acquire()
+        assert LOOP_PATIENCE <= time.monotonic() - began < 1
+        gate.set()
+        second = await pool.acquire_async()  # the connect went on in the background
+        pool.release(first)
+        pool.release(second)
+
+    asyncio.run(main())
+    assert numbers(pool) == (2, 0, 0)
 
 
 def test_waiters_leave_nothing_behind(pool_of):
