@@ -10,6 +10,7 @@ Against asyncpg: parameters are adapted as psycopg does it for sync code (a stri
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import select
 import uuid
@@ -238,7 +239,16 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         await self._pool.putconn(raw)
 
     async def _pool_close(self) -> None:
-        await self._pool.close(self._acquire_timeout)
+        pool = self._pool
+        idle, workers = list(pool._pool), [*pool._workers, pool._sched_runner]
+        try:
+            await pool.close(self._acquire_timeout)
+        except asyncio.CancelledError:
+            # The pool waits for its workers, and stops half way if the loop's shutdown has cancelled them.
+            if not all(worker is None or worker.done() for worker in workers):
+                raise
+        for raw in idle:
+            await raw.close()
 
     async def open(self, wait: bool = False) -> None:
         """Open the pool in the running loop; lifespan does this.
