@@ -1,0 +1,388 @@
+"""The framework-free ASGI middleware: bare applications, odd ones, and Quart on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from typing import Any
+
+import httpx2
+import peewee
+import pytest
+
+from peewee_frameworks import ConfigurationError, connection_scope, current_scope
+from peewee_frameworks.asgi import SCOPE_KEY, PeeweeMiddleware, RequestMiddleware, ScopeMiddleware
+from peewee_frameworks.runtime import Runtime
+from tests.support.client import Request
+from tests.support.concurrency import eventually
+from tests.support.databases import scratch
+from tests.support.load import hammer, statuses
+from tests.support.servers import require_server
+from tests.support.webservers import hypercorn, uvicorn
+from tests.support.websocket import WebSocket
+
+pytestmark = pytest.mark.anyio
+
+
+def value(database, text="1"):
+    return str(peewee.Select([], [peewee.Value(text).alias("v")]).bind(database).scalar())
+
+
+def client_of(app):
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test")
+
+
+def answering(work, status=200):
+    """Make an application that does some work on a thread and answers with its result."""
+
+    async def app(scope, receive, send):
+        result = await asyncio.to_thread(work)
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": str(result).encode()})
+
+    return app
+
+
+@pytest.fixture
+def sqlite(make_place):
+    database = make_place("sqlite").make_database(timeout=2)
+    yield database
+    database.close_all()
+
+
+@pytest.fixture
+def item(database):
+    class Item(peewee.Model):
+        name = peewee.CharField(64, unique=True)
+
+    Item.bind(database)
+    with connection_scope(database):
+        database.create_tables([Item])
+    return Item
+
+
+async def test_a_request_has_a_scope_and_gives_its_connection_back(database):
+    """… with the label that messages call it by, found in the ASGI scope by adapters further in."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((current_scope(), scope[SCOPE_KEY]))
+        await answering(lambda: value(database))(scope, receive, send)
+
+    async with client_of(PeeweeMiddleware(app, database)) as client:
+        response = await client.get("/there")
+    assert response.text == "1"
+    current, found = seen[0]
+    assert current is found
+    assert current.label == "request GET /there"
+    assert current.ended
+    assert current_scope() is None
+    eventually(lambda: not database._in_use)
+
+
+@pytest.mark.parametrize(("status", "left"), [(200, 1), (302, 1), (404, 0), (500, 0)])
+async def test_an_atomic_request_is_kept_or_not_by_its_status(status, left, database, item):
+    """Before the first byte."""
+    app = PeeweeMiddleware(answering(lambda: item.create(name="x"), status), database, transaction=True)
+    async with client_of(app) as client:
+        assert (await client.get("/")).status_code == status
+    eventually(lambda: not database._in_use)
+    with connection_scope(database):
+        assert item.select().count() == left
+    app.runtime.stop()
+
+
+async def test_an_exception_rolls_back_and_comes_through(database, item):
+    """It is the server's to answer."""
+
+    def work():
+        item.create(name="x")
+        raise LookupError("asked for")
+
+    async with client_of(PeeweeMiddleware(answering(work), database, transaction=True)) as client:
+        with pytest.raises(LookupError):
+            await client.get("/")
+    eventually(lambda: not database._in_use)
+    with connection_scope(database):
+        assert item.select().count() == 0
+
+
+async def test_with_errors_what_the_application_did_not_answer_is_answered(sqlite, item):
+    """404, 409, 503; anything else stays an exception."""
+
+    async def ask(work, **options):
+        async with client_of(PeeweeMiddleware(answering(work), item._meta.database, errors=True, **options)) as client:
+            return await client.get("/")
+
+    def twice():
+        item.create(name="x")
+        item.create(name="x")
+
+    missing = await ask(lambda: item.get(item.name == "nobody"))
+    assert (missing.status_code, missing.json()) == (404, {"detail": "Not found."})
+    assert missing.headers["content-type"] == "application/json"
+    assert (await ask(twice)).status_code == 409
+    with pytest.raises(peewee.DatabaseError):
+        await ask(lambda: item._meta.database.execute_sql("selekt"))
+
+
+async def test_eager_connects_before_the_application_and_off_the_loop(sqlite):
+    """… and an exhausted pool is a 503 before it is called."""
+    sqlite._max_connections = 1
+    called = []
+
+    def work():
+        called.append(len(sqlite._in_use))
+        return value(sqlite)
+
+    app = PeeweeMiddleware(answering(work), sqlite, connect="eager", errors=True, run_timeout=0.1)
+    sqlite._wait_timeout = 0.1
+    async with client_of(app) as client:
+        assert (await client.get("/")).text == "1"
+        with connection_scope(sqlite) as holder:
+            eventually(lambda: not sqlite._in_use)
+            holder.connect()
+            response = await client.get("/")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert called == [1]
+    app.runtime.stop()
+
+
+async def test_a_cancelled_request_gives_its_connection_back(database):
+    """Whatever it was awaiting."""
+    reached = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await asyncio.to_thread(value, database)
+        reached.set()
+        await asyncio.Event().wait()
+
+    wrapped = PeeweeMiddleware(app, database)
+    scope = {"type": "http", "method": "GET", "path": "/"}
+    task = asyncio.create_task(wrapped(scope, asyncio.Queue().get, asyncio.Queue().put))
+    await reached.wait()
+    assert len(database._in_use) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    eventually(lambda: not database._in_use)
+    assert not wrapped.runtime.live
+
+
+async def test_the_layers_may_be_nested_and_do_their_work_once(sqlite):
+    """Two of one instance, and one of another on the same database: one scope, one decision each."""
+    asked = []
+    scopes = []
+
+    def decide(scope):
+        asked.append(scope["path"])
+        return True
+
+    async def app(scope, receive, send):
+        scopes.append(current_scope())
+        await answering(lambda: (sqlite.connect(), sqlite.in_transaction())[1])(scope, receive, send)
+
+    mine, other = Runtime(sqlite, transaction=decide), Runtime(sqlite)
+    layered: Any = app
+    for runtime in (other, mine, mine):
+        layered = ScopeMiddleware(RequestMiddleware(layered, runtime), runtime)
+    async with client_of(layered) as client:
+        assert (await client.get("/")).text == "True"
+    assert asked == ["/"]
+    assert len(set(scopes)) == 1
+    eventually(lambda: not sqlite._in_use)
+
+
+# -- lifespan -----------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """What a server does with an application's lifespan."""
+
+    def __init__(self, app):
+        self.app = app
+        self.sent: list[Any] = []
+        self.incoming: asyncio.Queue[Any] = asyncio.Queue()
+        self.outgoing: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def __aenter__(self):
+        self.task = asyncio.create_task(self.app({"type": "lifespan"}, self.incoming.get, self.outgoing.put))
+        await self.incoming.put({"type": "lifespan.startup"})
+        self.started = await asyncio.wait_for(self.outgoing.get(), 10)
+        return self
+
+    async def __aexit__(self, *exc_info):
+        await self.incoming.put({"type": "lifespan.shutdown"})
+        self.ended = await asyncio.wait_for(self.outgoing.get(), 10)
+        await asyncio.wait_for(self.task, 10)
+
+
+async def knows_no_lifespan(scope, receive, send):
+    assert scope["type"] == "http", "only HTTP here"
+
+
+async def ignores_lifespan(scope, receive, send):
+    return
+
+
+@pytest.mark.parametrize("app", [knows_no_lifespan, ignores_lifespan])
+async def test_an_application_without_lifespan_is_spared_it(app, sqlite):
+    """Django raises, others return: the databases start and stop all the same."""
+    wrapped = PeeweeMiddleware(app, sqlite)
+    async with Server(wrapped) as server:
+        assert server.started == {"type": "lifespan.startup.complete"}
+        assert len(sqlite._connections) == 1  # the check at start left it
+    assert server.ended == {"type": "lifespan.shutdown.complete"}
+    assert not sqlite._connections
+
+
+async def test_the_application_starts_after_and_stops_before_the_databases(database, item):
+    """In a scope each, which holds nothing between them."""
+    told = []
+
+    async def app(scope, receive, send):
+        for step in ("startup", "shutdown"):
+            assert await receive() == {"type": f"lifespan.{step}"}
+            await asyncio.to_thread(item.create, name=step)
+            told.append(current_scope().label)
+            await send({"type": f"lifespan.{step}.complete"})
+            assert current_scope() is None
+
+    async with Server(PeeweeMiddleware(app, database)) as server:
+        assert server.started["type"] == "lifespan.startup.complete"
+        eventually(lambda: not database._in_use)
+    assert server.ended["type"] == "lifespan.shutdown.complete"
+    assert told == ["the application's start", "the application's end"]
+    assert not database._in_use
+    with connection_scope(database):
+        assert item.select().count() == 2
+
+
+async def test_a_database_that_is_down_fails_the_startup_with_a_message(tmp_path):
+    """The server shows it and does not serve."""
+    app = PeeweeMiddleware(ignores_lifespan, peewee.SqliteDatabase(tmp_path / "nowhere" / "file.db"))
+    outgoing: asyncio.Queue[Any] = asyncio.Queue()
+    incoming: asyncio.Queue[Any] = asyncio.Queue()
+    await incoming.put({"type": "lifespan.startup"})
+    with pytest.raises(peewee.OperationalError):
+        await app({"type": "lifespan"}, incoming.get, outgoing.put)
+    message = outgoing.get_nowait()
+    assert message["type"] == "lifespan.startup.failed"
+    assert "cannot be reached at start" in message["message"]
+
+
+async def test_an_application_that_fails_to_start_stops_the_databases(sqlite):
+    """Its own message goes out."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "asked for"})
+
+    wrapped = PeeweeMiddleware(app, sqlite)
+    incoming: asyncio.Queue[Any] = asyncio.Queue()
+    outgoing: asyncio.Queue[Any] = asyncio.Queue()
+    await incoming.put({"type": "lifespan.startup"})
+    await wrapped({"type": "lifespan"}, incoming.get, outgoing.put)
+    assert outgoing.get_nowait() == {"type": "lifespan.startup.failed", "message": "asked for"}
+    assert not sqlite._connections
+    assert not wrapped.runtime.live
+
+
+async def test_a_lifespan_that_is_cancelled_stops_the_databases(sqlite):
+    """A test client does that."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+
+    wrapped = PeeweeMiddleware(app, sqlite)
+    incoming: asyncio.Queue[Any] = asyncio.Queue()
+    outgoing: asyncio.Queue[Any] = asyncio.Queue()
+    await incoming.put({"type": "lifespan.startup"})
+    task = asyncio.create_task(wrapped({"type": "lifespan"}, incoming.get, outgoing.put))
+    await asyncio.wait_for(outgoing.get(), 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not sqlite._connections
+    assert not wrapped.runtime.live
+
+
+async def test_a_wrong_option_is_refused_where_the_application_is_wrapped(sqlite):
+    """Not at the first request."""
+    with pytest.raises(ConfigurationError, match=r"Unknown option transactoin\. Did you mean transaction\?"):
+        PeeweeMiddleware(ignores_lifespan, sqlite, transactoin=True)
+
+
+# -- Quart, on real servers -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    scope="module", params=[("uvloop", "sqlite"), ("asyncio", "postgres"), ("hypercorn", "mysql")], ids="-".join
+)
+def quart(request, tmp_path_factory):
+    """The application of served_quart.py."""
+    loop, kind = request.param
+    require_server(kind)
+    with scratch(kind, tmp_path_factory.mktemp("quart")) as place:
+        options = {"factory": True, "env": {"SERVED_PLACE": json.dumps(asdict(place))}}
+        target = "tests.adapters.served_quart:make_app"
+        serve = hypercorn(target, **options) if loop == "hypercorn" else uvicorn(target, loop=loop, **options)
+        with serve as server:
+            yield server
+
+
+def at_rest(server):
+    with server.client() as client:
+        return eventually(
+            lambda: (now := client.get("/_stats").json())["in_use"] == 0 and not now["live"] and now,
+            message="a connection is still in use",
+        )
+
+
+def test_quart_starts_in_a_scope_and_holds_nothing(quart):
+    """`before_serving` queries; the connection is back when the server is up."""
+    assert at_rest(quart)["told"] == ["the application's start"]
+    with quart.client() as client:
+        assert client.get("/items/start").text == "start"
+
+
+def test_quart_serves_concurrent_requests_on_a_pool_of_5(quart):
+    """Sync views on threads and `run` beside each other, each with its own answer."""
+    results = hammer(quart.url, [f"/{('ask', 'run')[n % 2]}/{n}" for n in range(100)], concurrency=50)
+    assert statuses(results) == {200: 100}
+    assert [result.text for result in results] == [str(n) for n in range(100)]
+    at_rest(quart)
+
+
+def test_quart_commits_and_rolls_back_and_its_error_handler_queries(quart):
+    """By the status of the response."""
+    with quart.client() as client:
+        assert client.post("/items/good?status=201").status == 201
+        assert client.post("/items/bad?status=422").status == 422
+        assert client.get("/items/good").text == "good"
+        assert client.get("/items/bad").text == "handled"
+        failed = client.get("/fail")
+        assert (failed.status, failed.text) == (500, "handled")
+    at_rest(quart)
+
+
+def test_quart_streams_and_websockets_hold_nothing_while_they_idle(quart):
+    """… and give everything back when the client leaves without a word."""
+    streams = [quart.client() for _ in range(8)]
+    for client in streams:
+        client.send(Request("/stream"))
+        assert client.read_head().status == 200
+        assert client.read_body(at_least=5) == b"first"
+    sockets = [WebSocket(f"{quart.url}/echo") for _ in range(8)]
+    for number, socket in enumerate(sockets):
+        assert socket.echo(str(number)) == str(number)
+    with quart.client() as client:
+        eventually(lambda: client.get("/_stats").json()["in_use"] == 0)
+        assert client.get("/ask/7").text == "7"
+    for number, (client, socket) in enumerate(zip(streams, sockets, strict=True)):
+        client.drop("rst" if number % 2 else "fin")
+        socket.abort("rst" if number % 2 else "fin")
+    at_rest(quart)
