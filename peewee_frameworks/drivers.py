@@ -7,6 +7,7 @@ from typing import Any
 
 # PyMySQL and mysqlclient keep the status flags of the server's last reply: MySQL's protocol, "Server Status Flags".
 _SERVER_STATUS_IN_TRANS = 0x0001
+_PG_IDLE, _PG_UNKNOWN = 0, 4  # unknown: the connection is bad
 
 
 def transaction_is_open(conn: Any) -> bool | None:
@@ -17,9 +18,9 @@ def transaction_is_open(conn: Any) -> bool | None:
     status = getattr(conn, "server_status", None)  # PyMySQL
     if isinstance(status, int):
         return bool(status & _SERVER_STATUS_IN_TRANS)
-    pgconn = getattr(conn, "pgconn", None)  # psycopg: 0 is IDLE
-    if pgconn is not None:
-        return bool(pgconn.transaction_status != 0)
+    pgconn = getattr(conn, "pgconn", None)  # psycopg, libpq's PQtransactionStatus
+    if pgconn is not None and pgconn.transaction_status != _PG_UNKNOWN:
+        return bool(pgconn.transaction_status != _PG_IDLE)
     return None
 
 

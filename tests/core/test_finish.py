@@ -1,0 +1,590 @@
+"""The end of a scope always succeeds, rolls back, and never reuses a connection that somebody may still use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+
+import peewee
+import pytest
+
+from peewee_frameworks import ConcurrentUse, ScopeEnded, ScopeError, connection_scope
+from peewee_frameworks.scope import Scope, complete
+from peewee_frameworks.state import install
+from tests.core.conftest import in_use, make_note
+from tests.core.helpers import DEADLINE, Gate, SlowStatement, in_thread, start
+from tests.support.concurrency import eventually, run_threads
+
+
+def open_scope(*databases, label="work"):
+    scope = Scope([install(database) for database in databases], label)
+    scope.enter()
+    return scope
+
+
+def idle(database):
+    return [id(conn) for _, _, conn in database._connections]
+
+
+def test_what_is_open_is_rolled_back_with_a_warning_that_says_what(db, note, caplog):
+    """A transaction left open is undone, and the log names the scope and the block."""
+    scope = open_scope(db, label="request GET /x")
+    db.atomic().__enter__()
+    db.atomic().__enter__()
+    note.create(text="lost")
+    scope.finish()
+    scope.exit()
+    assert "request GET /x ended with a transaction block" in caplog.text
+    assert in_use(db) == 0
+    with connection_scope(db):
+        assert note.select().count() == 0
+
+
+def test_a_transaction_begun_by_hand_is_rolled_back(db, note):
+    """A BEGIN without a block does not reach the next user of the connection."""
+    with connection_scope(db):
+        db.begin()
+        note.create(text="lost")
+    with connection_scope(db):
+        assert note.select().count() == 0
+        note.create(text="kept")
+    with connection_scope(db):
+        assert note.select().count() == 1
+
+
+def test_finishing_twice_does_nothing(lite):
+    """The connection is given back once."""
+    scope = open_scope(lite)
+    lite.connection()
+    assert scope.connected
+    assert scope.finish() == []
+    assert scope.finish() == []
+    scope.exit()
+    assert scope.ended
+    assert len(lite._connections) == 1
+
+
+def test_the_last_user_drops_the_connection(lite, lite_note, caplog):
+    """If a statement still runs at the end, its connection is closed when it returns, and never reused."""
+    slow = SlowStatement(lite)
+    scope = open_scope(lite)
+    conn = lite.connection()
+    late = start(slow.run, context=contextvars.copy_context())
+    slow.gate.wait()
+    scope.finish()
+    scope.exit()
+    assert in_use(lite) == 1
+    with connection_scope(lite):
+        assert lite.connection() is not conn
+    slow.gate.open()
+    late.exception(DEADLINE)
+    eventually(lambda: in_use(lite) == 0)
+    assert id(conn) not in idle(lite)
+    with pytest.raises(peewee.sqlite3.ProgrammingError):
+        conn.execute("select 1")
+    assert "was still running when it ended" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"])
+def test_the_last_user_drops_the_connection_on_a_server(kind, make_place):
+    """The same on real wires: the late result is right, the next user has a clean connection."""
+    place = make_place(kind)
+    database = place.make_database(max_connections=1)
+    install(database)
+    sleep = "SELECT SLEEP(0.3), 41" if kind == "mysql" else "SELECT pg_sleep(0.3), 41"
+    scope = open_scope(database)
+    conn = database.connection()
+    frame = next(iter(scope.own_frames))
+
+    late = start(lambda: database.execute_sql(sleep).fetchone(), context=contextvars.copy_context())
+    eventually(lambda: frame._depth == 1)
+    scope.finish()
+    scope.exit()
+    assert late.result(DEADLINE)[1] == 41
+    eventually(lambda: in_use(database) == 0)
+    with connection_scope(database):
+        assert database.connection() is not conn
+        assert database.execute_sql("SELECT 7").fetchone()[0] == 7
+    database.close_all()
+
+
+def test_a_late_user_inside_a_transaction_cannot_commit(lite, lite_note):
+    """A block whose scope ended in the middle raises ScopeEnded; what it wrote is gone."""
+    slow = SlowStatement(lite)
+    scope = open_scope(lite)
+
+    def work():
+        with lite.atomic():
+            lite_note.create(text="never")
+            slow.run()
+
+    late = start(work, context=contextvars.copy_context())
+    slow.gate.wait()
+    scope.finish()
+    scope.exit()
+    slow.gate.open()
+    assert isinstance(late.exception(DEADLINE), ScopeEnded)
+    eventually(lambda: in_use(lite) == 0)
+    with connection_scope(lite):
+        assert lite_note.select().count() == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_users_own_exception_survives_the_end_of_the_scope(lite, lite_note, depth, caplog):
+    """What unwinds a block, nested or not, is not replaced by an error about the rollback."""
+    scope = open_scope(lite)
+
+    def nest(n):
+        if n == 0:
+            scope.finish()
+            raise KeyError("mine")
+        with lite.atomic():
+            lite_note.create(text=str(n))
+            nest(n - 1)
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        nest(depth)
+    assert caught.value.__context__ is None
+    scope.exit()
+    with connection_scope(lite):
+        assert lite_note.select().count() == 0
+
+
+@pytest.mark.parametrize(
+    "block", ["atomic", "transaction", "savepoint", "manual_commit", "connection_context", "with db"]
+)
+def test_no_block_claims_a_commit_after_the_end(lite, lite_note, block, caplog):
+    """A block left without an exception after the end raises ScopeEnded where it would have committed."""
+    scope = open_scope(lite)
+    lite.connect()
+    entered = lite if block == "with db" else getattr(lite, block)()
+    entered.__enter__()
+    lite_note.create(text="a")
+    scope.finish()
+    if block in ("manual_commit", "connection_context"):
+        entered.__exit__(None, None, None)
+    else:
+        with pytest.raises(ScopeEnded):
+            entered.__exit__(None, None, None)
+    scope.exit()
+    assert in_use(lite) == 0
+
+
+def test_a_query_that_comes_too_late_gives_the_connection_back(lite, monkeypatch):
+    """If `finish` meets a latecomer at the lock, the latecomer gives the connection back and is refused."""
+    scope = open_scope(lite)
+    lite.connection()
+    (frame,) = scope.own_frames
+    frame._acquire(False)  # the latecomer has the lock, and has not looked yet
+    finished = start(scope.finish)
+    finished.result(DEADLINE)
+    frame._release()
+    with pytest.raises(ScopeEnded):
+        frame.enter()
+    scope.exit()
+    assert in_use(lite) == 0
+
+
+def test_an_early_release_that_meets_the_end_leaves_nothing_behind(lite, lite_note):
+    """If `finish` comes while an early release looks at the frame, the connection still goes back."""
+    scope = open_scope(lite)
+    cursor = lite.execute_sql("select 1 union select 2")
+    (frame,) = scope.own_frames
+    gate = Gate()
+    live = frame.live_cursors
+
+    class Slow(type(frame)):
+        __slots__ = ()
+
+        def live_cursors(self):
+            gate()
+            return live()
+
+    frame.__class__ = Slow
+    release = start(frame.release_early)
+    gate.wait()
+    assert scope.finish() == []
+    gate.open()
+    assert release.result(DEADLINE) is False
+    scope.exit()
+    del cursor
+    eventually(lambda: in_use(lite) == 0)
+
+
+def test_a_scope_that_ends_inside_its_own_statement_waits_for_it(lite, lite_note):
+    """`finish` on the very thread that runs a statement, from a signal handler or a finaliser, takes nothing away."""
+    scope = open_scope(lite)
+    lite_note.select().count()
+    lite.query_hooks.append(lambda event: scope.finish())
+    assert lite.execute_sql("select 5").fetchall() == [(5,)]
+    lite.query_hooks.clear()
+    scope.exit()
+    eventually(lambda: in_use(lite) == 0)
+
+
+def test_every_order_of_end_and_use_gives_the_connection_back(lite, lite_note):
+    """Threads that query while the scope ends: no error but ScopeEnded and ConcurrentUse, no connection left."""
+    for _ in range(60):
+        scope = open_scope(lite)
+        lite.connection()
+        contexts = [contextvars.copy_context() for _ in range(4)]
+
+        def work(index, scope=scope, contexts=contexts):
+            if index == 0:
+                scope.finish()
+                return
+            if index == 1:
+                scope.release_early()
+                return
+            with contextlib.suppress(ConcurrentUse, ScopeEnded):
+                contexts[index].run(lite_note.select().count)
+
+        run_threads(4, work)
+        scope.exit()
+        eventually(lambda: in_use(lite) == 0)
+
+
+def test_a_result_that_another_thread_reads_is_not_closed_under_its_hands(lite, lite_note, caplog):
+    """The end leaves an SQLite result to its reader, and closes the connection when the reader lets go."""
+    with connection_scope(lite):
+        for number in range(5):
+            lite_note.create(text=str(number))
+    scope = open_scope(lite)
+    first_row, go_on = threading.Event(), threading.Event()
+
+    def read():
+        rows = lite_note.select().iterator()
+        next(rows)
+        first_row.set()
+        assert go_on.wait(DEADLINE)
+        return 1 + len(list(rows))
+
+    reader = start(read, context=contextvars.copy_context())
+    assert first_row.wait(DEADLINE)
+    scope.finish()
+    scope.exit()
+    assert in_use(lite) == 1
+    go_on.set()
+    assert reader.result(DEADLINE) == 5
+    eventually(lambda: in_use(lite) == 0)
+    assert not lite._connections
+
+
+def test_a_result_read_on_the_same_thread_is_closed_and_the_connection_reused(lite, lite_note):
+    """What one thread left half read costs no connection."""
+    with connection_scope(lite):
+        conn = lite.connection()
+        cursor = lite.execute_sql("select 1 union select 2")
+        assert cursor.fetchone() == (1,)
+    with connection_scope(lite):
+        assert lite.connection() is conn
+    with pytest.raises(peewee.sqlite3.ProgrammingError):
+        cursor.fetchone()
+
+
+@pytest.mark.parametrize(("kind", "options"), [("mysql", {"ss": True}), ("postgres", {"named": True})])
+def test_a_server_side_result_goes_through_the_guard(kind, options, make_place):
+    """Fetching from the server is use of the connection: after the end it raises, and the connection is clean."""
+    place = make_place(kind)
+    if kind == "mysql":
+        import pymysql
+
+        database = place.make_database(cursorclass=pymysql.cursors.SSCursor)
+    else:
+        from playhouse.postgres_ext import PooledPsycopg3Database
+
+        database = PooledPsycopg3Database(place.database, max_connections=2, **place.kwargs)
+    install(database)
+    numbers = "SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3"
+    scope = open_scope(database)
+    cursor = (
+        database.execute_sql(numbers, None, named_cursor=True) if kind == "postgres" else database.execute_sql(numbers)
+    )
+    assert cursor.fetchone() == (1,)
+    assert len(cursor.description) == 1
+    (frame,) = scope.own_frames
+    assert frame.live_cursors()
+    scope.release_early()
+    assert scope.connected
+    assert next(iter(cursor)) == (2,)
+    scope.finish()
+    scope.exit()
+    with pytest.raises(ScopeEnded):
+        cursor.fetchone()
+    cursor.close()
+    with connection_scope(database):
+        assert database.execute_sql("SELECT 7").fetchall() == [(7,)]
+    assert in_use(database) == 0
+    database.close_all()
+
+
+def test_server_side_queries_of_peewee_work_in_a_scope(make_place):
+    """`ServerSide` streams through the guard."""
+    from playhouse.postgres_ext import PooledPsycopg3Database, ServerSide
+
+    place = make_place("postgres")
+    database = PooledPsycopg3Database(place.database, max_connections=2, **place.kwargs)
+    install(database)
+    note = make_note(database)
+    with connection_scope(database):
+        note.insert_many([{"text": str(n)} for n in range(20)]).execute()
+        assert len([row.text for row in ServerSide(note.select(), array_size=5)]) == 20
+        with database.atomic():
+            assert len(list(ServerSide(note.select(), array_size=5))) == 20
+    assert in_use(database) == 0
+    database.close_all()
+
+
+# -- early release ------------------------------------------------------------------------------------------------------
+
+
+def test_an_early_release_gives_back_and_a_later_query_takes_again(db, note):
+    """At the first byte nothing is held; the stream's query connects again; the end gives that back too."""
+    with connection_scope(db) as scope:
+        note.create(text="a")
+        scope.release_early()
+        assert in_use(db) == 0
+        assert not scope.connected
+        assert note.select().count() == 1
+        assert in_use(db) == 1
+
+
+@pytest.mark.parametrize("what", ["atomic", "manual_commit", "connection_context", "begin", "session", "savepoint"])
+def test_an_early_release_waits_for_what_is_open(db, note, what):
+    """Whatever is open on the connection keeps it."""
+    with connection_scope(db) as scope:
+        db.connect()
+        entered = None
+        if what == "begin":
+            db.begin()
+        elif what == "session":
+            db.session_start()
+        else:
+            if what == "savepoint":
+                db.begin()
+            entered = getattr(db, what)()
+            entered.__enter__()
+        note.create(text="a")
+        scope.release_early()
+        assert scope.connected
+        if entered is not None:
+            entered.__exit__(None, None, None)
+        if what in ("begin", "savepoint"):
+            db.commit()
+        elif what == "session":
+            db.session_commit()
+        scope.release_early()
+        assert not scope.connected
+        assert note.select().count() == 1
+
+
+def test_an_early_release_waits_for_a_result_that_is_being_read(lite, lite_note):
+    """A result that is read row by row keeps its connection until it is dropped."""
+    with connection_scope(lite) as scope:
+        lite_note.create(text="a")
+        lite_note.create(text="b")
+        rows = lite_note.select().iterator()
+        assert next(rows).text == "a"
+        scope.release_early()
+        assert scope.connected
+        assert next(rows).text == "b"
+        del rows
+        scope.release_early()
+        assert not scope.connected
+
+
+def test_an_eager_connection_is_kept_by_nested_blocks_until_the_early_release(lite):
+    """What `connect` opened survives a nested `with db`; after the early release such a block closes what it opened."""
+    with connection_scope(lite) as scope:
+        scope.connect()
+        conn = lite.connection()
+        with lite:
+            pass
+        with lite.connection_context():
+            pass
+        assert lite.connection() is conn
+        scope.release_early()
+        assert in_use(lite) == 0
+        with lite:
+            assert in_use(lite) == 1
+        assert in_use(lite) == 0
+
+
+def test_where_autoconnect_is_off_an_early_release_keeps_the_connection(make_sqlite):
+    """A later query could not take it again."""
+    database = make_sqlite(autoconnect=False)
+    with connection_scope(database) as scope:
+        with pytest.raises(peewee.InterfaceError):
+            database.execute_sql("select 1")
+        scope.connect()
+        scope.release_early()
+        assert database.execute_sql("select 1").fetchone() == (1,)
+
+
+def test_the_release_callback_is_called_after_each_return(lite, lite_note):
+    """Whoever waits for the connection's return is told when it is back in the pool, on every way out."""
+    free = []
+
+    def released():
+        free.append(in_use(lite))
+
+    with connection_scope(lite) as scope:
+        scope.on_release(released)
+        lite_note.select().count()
+        scope.release_early()
+        lite_note.select().count()
+        lite.close()
+        lite_note.select().count()
+    assert free == [0, 0, 0]
+    slow = SlowStatement(lite)
+    scope = open_scope(lite)
+    scope.on_release(released)
+    late = start(slow.run, context=contextvars.copy_context())
+    slow.gate.wait()
+    scope.finish()
+    assert free == [0, 0, 0]
+    slow.gate.open()
+    late.exception(DEADLINE)
+    scope.exit()
+    eventually(lambda: free == [0, 0, 0, 0])
+
+
+def test_a_release_callback_that_fails_harms_nobody(lite, caplog):
+    """`finish` never raises, whatever the callback does."""
+    scope = open_scope(lite)
+    scope.on_release(lambda: 1 / 0)
+    lite.connection()
+    scope.finish()
+    scope.exit()
+    assert "ZeroDivisionError" in caplog.text
+    assert in_use(lite) == 0
+
+
+# -- the transaction of an atomic request -----------------------------------------------------------------------------------
+
+
+def test_an_open_block_keeps_an_atomic_request_from_committing(db, note, caplog):
+    """COMMIT with a savepoint open would commit half of the inner block: it is refused, and all rolled back."""
+    for block in ("atomic", "savepoint", "transaction"):
+        scope = open_scope(db)
+        scope.set_atomic()
+        note.create(text=f"a{block}")
+        inner = getattr(db, block)()
+        inner.__enter__()
+        note.create(text=f"b{block}")
+        with pytest.raises(ScopeError, match="still open inside"):
+            scope.complete()
+        inner.__exit__(None, None, None)
+        scope.finish()
+        scope.exit()
+    with connection_scope(db):
+        assert note.select().count() == 0
+
+
+def test_an_error_with_a_block_still_open_rolls_everything_back(db, note, caplog):
+    """The inner block may end afterwards, in whatever way, without committing anything."""
+    for block in ("atomic", "savepoint", "transaction"):
+        scope = open_scope(db)
+        scope.set_atomic()
+        inner = getattr(db, block)()
+        inner.__enter__()
+        note.create(text=block)
+        scope.complete(KeyError())
+        inner.__exit__(None, None, None)
+        scope.finish()
+        scope.exit()
+    with connection_scope(db):
+        assert note.select().count() == 0
+
+
+def test_a_begin_that_fails_leaves_no_connection_without_a_transaction(make_sqlite):
+    """If BEGIN fails, the next statement of an atomic scope tries again; it never commits by itself."""
+    database = make_sqlite(lock_type="EXCLUSIVE", timeout=0)
+    note = make_note(database)
+    database._timeout = 0.01
+    database.close_idle()
+    with connection_scope(database):
+        database.begin()
+        with connection_scope(database, transaction=True):
+            for _ in range(2):
+                with pytest.raises(peewee.OperationalError, match="locked"):
+                    note.create(text="a")
+                assert database.is_closed()
+        database.rollback()
+    with connection_scope(database):
+        assert note.select().count() == 0
+
+
+def test_a_commit_that_fails_is_raised_and_rolled_back(make_place):
+    """A deferred constraint that fails at COMMIT reaches the caller of `complete`."""
+    place = make_place("postgres")
+    database = place.make_database()
+    install(database)
+    database.execute_sql("CREATE TABLE a (id int primary key, b int)")
+    database.execute_sql(
+        "ALTER TABLE a ADD CONSTRAINT f FOREIGN KEY (b) REFERENCES a (id) DEFERRABLE INITIALLY DEFERRED"
+    )
+    database.close()
+    with pytest.raises(peewee.IntegrityError), connection_scope(database, transaction=True):
+        database.execute_sql("INSERT INTO a VALUES (1, 99)")
+    with connection_scope(database):
+        assert database.execute_sql("SELECT count(*) FROM a").fetchone() == (0,)
+    assert in_use(database) == 0
+    database.close_all()
+
+
+def test_completing_from_a_loop_does_not_block_it(lite, lite_note):
+    """`complete` commits on another thread, and the callbacks see the scope."""
+    seen = []
+
+    async def main():
+        async with connection_scope(lite) as scope:
+            scope.set_atomic()
+            lite_note.create(text="a")
+            lite.after_commit(
+                lambda: seen.append((threading.current_thread() is main_thread, lite_note.select().count()))
+            )
+            await complete(scope)
+            await complete(scope)
+            assert not scope.has_transaction
+
+    main_thread = threading.current_thread()
+    asyncio.run(main())
+    assert seen == [(False, 1)]
+
+
+def test_set_atomic_on_an_open_connection_begins_at_once(db, note):
+    """Earlier statements are committed already; what follows is one transaction."""
+    with connection_scope(db) as scope:
+        note.create(text="before")
+        scope.set_atomic()
+        assert db.in_transaction()
+        note.create(text="after")
+        scope.complete(KeyError())
+        assert [note.text for note in note.select()] == ["before"]
+
+
+def test_the_dead_connection_of_a_killed_server_session_is_not_reused(make_place, caplog):
+    """`finish` drops what cannot be rolled back."""
+    for kind in ("mysql", "postgres"):
+        place = make_place(kind)
+        database = place.make_database()
+        install(database)
+        scope = open_scope(database)
+        database.atomic().__enter__()
+        database.execute_sql("SELECT 1")
+        place.kill_sessions()
+        scope.finish()
+        scope.exit()
+        assert in_use(database) == 0
+        with connection_scope(database):
+            assert database.execute_sql("SELECT 1").fetchone() == (1,)
+        database.close_all()
+
+
+def test_in_thread_helper_has_an_empty_context(lite):
+    """The helper that these tests rely on starts threads outside any scope."""
+    with connection_scope(lite):
+        assert in_thread(lambda: len(contextvars.copy_context())) == 0
