@@ -255,9 +255,9 @@ class Peewee:
             _scopes()[self] = self.runtime.begin(f"the application context of {app.name!r}", around)
 
     def _context_torn_down(self) -> None:
-        scope = _scopes().pop(self, None)
-        if scope is not None:
-            self.runtime.end(scope)
+        scopes: dict[Peewee, Scope] = g.get("_peewee_scopes", {})
+        if self in scopes:
+            self.runtime.end(scopes.pop(self))
 
 
 def _scopes() -> dict[Peewee, Scope]:
