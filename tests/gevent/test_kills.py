@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROUND_TRIP = 0.001  # seconds; so that each statement has to wait, and can be struck there
 
 
-DEADLINE = 60.0
+DEADLINE = 90.0
 CASES = [(driver, pool) for driver in ("pymysql", "psycopg", "psycopg2") for pool in ("ours", "stock")]
 
 
