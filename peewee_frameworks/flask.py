@@ -16,13 +16,14 @@ scope belongs to the application context.
 
 from __future__ import annotations
 
+import functools
 import os
-import threading
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from flask import Response, appcontext_pushed, current_app, g, request, request_started
 from werkzeug.exceptions import default_exceptions
 
+from . import gevent
 from .errors import ConfigurationError, DatabaseUnavailable
 from .http import HANDLED, problem_for
 from .runtime import Runtime
@@ -169,7 +170,8 @@ class Peewee:
         """Read ``app.config`` and install everything; nothing connects.
 
         Raises: `ConfigurationError` if this was done before, if no database is known, for an option that cannot work, or if
-        the ``PEEWEE_…`` keys differ from those of another application that this instance serves.
+        the ``PEEWEE_…`` keys differ from those of another application that this instance serves; `GeventNotPatched` where
+        gevent's patch is missing a part and the process could freeze.
         """
         installed = app.extensions.setdefault(EXTENSION, [])
         if self in installed:
@@ -183,6 +185,8 @@ class Peewee:
                 "Peewee for each, or give both the same configuration."
             )
         self.runtime.configure(app.config)
+        for database in self.databases.values():
+            gevent.check(database)
         self._settings = settings
         installed.append(self)
         app.wsgi_app = ScopeMiddleware(app.wsgi_app, self.runtime, prepare=False)  # type: ignore[method-assign]
@@ -271,10 +275,14 @@ class _Start:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._lock = threading.Lock()
         self._pid = 0
         self._failures = 0
         self._failure: DatabaseUnavailable | None = None
+
+    @functools.cached_property
+    def _lock(self) -> Any:
+        # With gunicorn's --preload, gevent patches after this object was made: a lock from before would stop all greenlets.
+        return self.__dict__.setdefault("_lock", gevent.make_lock())
 
     @property
     def done(self) -> bool:

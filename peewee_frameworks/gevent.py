@@ -170,10 +170,7 @@ def check(database: Any, *, strict: bool = False, repair: bool = False) -> list[
         database = database.obj
     fatal = [finding for finding in findings if strict or finding.level in ("deadlock", "unsafe")]
     if fatal:
-        raise GeventNotPatched(
-            f"{_name(database)}: {' '.join(finding.text for finding in fatal)} Put these two lines first, before any other "
-            f"import, in the first module that is loaded (wsgi.py, or gunicorn.conf.py with --preload):\n\n{FIRST_LINES}\n"
-        )
+        raise _refusal(_name(database), " ".join(finding.text for finding in fatal))
     codes = {finding.code for finding in findings}
     if "database-before-patch" in codes:
         _renew_locks(database)
@@ -185,6 +182,20 @@ def check(database: Any, *, strict: bool = False, repair: bool = False) -> list[
     for finding in findings:
         _warn_once(database, finding)
     return findings
+
+
+def would_freeze(name: str) -> GeventNotPatched:
+    """Make the error for a wait on a stock pool that would stop the hub, with whoever is to give a connection back."""
+    return _refusal(
+        name, "all connections are in use, and to wait on a lock that is not patched would stop all greenlets."
+    )
+
+
+def _refusal(name: str, text: str) -> GeventNotPatched:
+    return GeventNotPatched(
+        f"{name}: {text} Put these two lines first, before any other import, in the first module that is loaded (wsgi.py, or "
+        f"gunicorn.conf.py with --preload):\n\n{FIRST_LINES}\n"
+    )
 
 
 _warned: set[tuple[str, str]] = set()

@@ -487,6 +487,8 @@ class GuardedPool(Guarded):
         # Here and not before the wait, so that what becomes free while playhouse waits is found at its next attempt.
         if self._state.orphans or self._is_exhausted():
             self._state.reap()
+            if self._wait_timeout and self._is_exhausted() and gevent.unpatched_hub() is not None:
+                raise gevent.would_freeze(self._state.name)
         return super()._connect()  # type: ignore[misc]
 
     def _is_exhausted(self) -> bool:

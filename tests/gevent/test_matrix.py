@@ -156,3 +156,13 @@ def test_playhouse_alone_shares_connections_where_the_diagnosis_says_unsafe() ->
     assert outcome["ok"] < 10
     assert any("Connection already opened" in error for error in outcome["errors"])
     assert outcome["findings"] == [["peewee-before-patch", "unsafe"]]
+
+
+def test_a_stock_pool_is_refused_before_a_wait_would_freeze_an_unpatched_hub() -> None:
+    """Served one after the other, until somebody keeps a connection and yields: then the wait is refused at once."""
+    require_server("mysql")
+    outcome = run_child("exhausted_case.py", deadline=DEADLINE)
+
+    assert outcome["first"] == 1
+    assert outcome["second"].startswith("GeventNotPatched: PooledMySQLDatabase('")
+    assert "monkey.patch_all()" in outcome["second"]

@@ -50,6 +50,15 @@ def server(way: str, kind: Any, pool: str, make_place: Callable[[Any], Place]) -
         yield process, place
 
 
+def test_the_first_requests_of_a_preloaded_application_may_come_together(make_place: Callable[[Any], Place]) -> None:
+    """The application was made before gevent's patch; whoever starts it yields, and the others wait without a freeze."""
+    place = make_place("mysql")
+    env = {**environment(), "PLACE_URL": place.url, "POOL": "stock"}
+    with gunicorn(TARGET, worker="gevent", preload=True, env=env, ready=None) as process:
+        results = hammer(process.url, [f"/value/{number}" for number in range(10)], concurrency=10, deadline=15)
+    assert [result.json()["value"] for result in results] == list(range(10))
+
+
 def test_flask_serves_its_requests_at_the_same_time(
     server: tuple[ServerProcess, Place], way: str, kind: str, pool: str
 ) -> None:
