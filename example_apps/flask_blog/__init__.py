@@ -23,7 +23,7 @@ orm = Peewee(
     create_tables=[Post, Comment],
     errors=True,
     exclude=["blog.health", "static"],
-    transaction=lambda request: request.method == "POST",
+    transaction=lambda request: request.endpoint == "blog.import_posts",
 )
 
 

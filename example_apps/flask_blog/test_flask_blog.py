@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.client import Request
+from tests.support.databases import scratch
 from tests.support.load import hammer, statuses
+from tests.support.servers import KINDS, require_server
 from tests.support.webservers import gunicorn
 
 from . import create_app
@@ -73,11 +75,18 @@ def test_the_command_seeds(client):
     assert len(client.get("/posts").json) == 4
 
 
-def test_it_serves_a_mixed_load_on_a_real_server(place):
-    environment = {"DATABASE_URL": place.url}
-    with gunicorn(
-        "example_apps.flask_blog:create_app", factory=True, env=environment, ready="/health", threads=8
-    ) as process:
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_serves_a_mixed_load_on_a_real_server(kind, tmp_path):
+    require_server(kind)
+    with (
+        scratch(kind, tmp_path) as place,
+        gunicorn(
+            "example_apps.flask_blog:create_app",
+            factory=True,
+            env={"DATABASE_URL": place.url},
+            ready="/health",
+        ) as process,
+    ):
         requests = []
         for number in range(40):
             good = json.dumps({**POST, "slug": f"post-{number}"}).encode()

@@ -1,7 +1,7 @@
 """The routes. No line here opens, closes or commits anything: each request has its connection.
 
-Requests with POST are transactions (see ``transaction=`` in ``__init__.py``): committed before the response leaves, rolled
-back if it is an error.
+The import is a transaction (see ``transaction=`` in ``__init__.py``): committed before the response leaves, rolled back if it
+is an error.
 """
 
 from __future__ import annotations
