@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import gc
 import logging
 import sys
 import threading
@@ -362,7 +363,7 @@ class Frame:
     def live_cursors(self) -> list[Any]:
         """Return the cursors that a result may still be read from."""
         refs = self._cursors if self._last_cursor is None else [*self._cursors, self._last_cursor]
-        return [cursor for ref in refs if (cursor := ref()) is not None]
+        return [cursor for ref in refs if (cursor := ref()) is not None and not _is_read(cursor)]
 
     # -- giving the connection back ---------------------------------------------------------------------------------------
 
@@ -493,6 +494,17 @@ class PrivateFrame(Frame):
 
     def leave(self) -> None:
         """Nobody waits."""
+
+
+def _is_read(cursor: Any) -> bool:
+    """Return whether a cursor of sqlite3 has been read to its end or closed: then it has no statement any more.
+
+    A traceback can keep such a cursor alive for long: the one of a `DoesNotExist`, until garbage is collected. sqlite3 has no
+    attribute that tells, and no method that another thread might call.
+    """
+    if type(cursor).__module__ != "sqlite3":
+        return False
+    return all(type(part).__name__ != "Statement" for part in gc.get_referents(cursor))
 
 
 def _describe(blocks: list[Any]) -> str:

@@ -272,6 +272,24 @@ def test_a_result_that_another_thread_reads_is_not_closed_under_its_hands(lite, 
     assert not lite._connections
 
 
+def test_a_result_that_was_read_is_not_waited_for(lite, lite_note):
+    """A traceback keeps the cursor of a DoesNotExist alive, until garbage is collected."""
+    scope = open_scope(lite)
+    scope.enter()
+    try:
+        with pytest.raises(lite_note.DoesNotExist) as caught:
+            in_thread(contextvars.copy_context().run, lite_note.get, lite_note.id == -1)
+        cursor = lite.execute_sql("SELECT 1")
+        assert cursor.fetchall() == [(1,)]
+        (frame,) = scope.own_frames
+        assert frame.live_cursors() == []
+        scope.finish()
+    finally:
+        scope.exit()
+    assert caught.value.__traceback__ is not None
+    assert (in_use(lite), len(idle(lite))) == (0, 1)
+
+
 def test_a_result_read_on_the_same_thread_is_closed_and_the_connection_reused(lite, lite_note):
     """What one thread left half read costs no connection."""
     with connection_scope(lite):
