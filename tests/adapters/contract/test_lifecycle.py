@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import ExitStack
 
 import pytest
 
@@ -20,15 +21,16 @@ GRACEFUL = [name for name in SERVERS if name != "flask-werkzeug"]
 @pytest.mark.parametrize("name", GRACEFUL)
 def test_graceful_shutdown_lets_requests_end(name):
     """SIGTERM while a request is between two queries: it gets its answer, and no session stays on the server."""
-    with serving(name, KINDS[name]) as served:
+    with serving(name, KINDS[name]) as served, ExitStack() as stack:
         one = rid()
-        client = served.start(f"/slow/{one}")
+        client = stack.enter_context(served.start(f"/slow/{one}"))
         served.reached(one)
         served.process.signal(signal.SIGTERM)
         eventually(lambda: stopping(served), message="the server goes on as if nothing had been")
         served.open(one)
         response = client.read_response()
         assert (response.status, response.text) == (200, one)
+        client.drop("fin")  # Sanic waits for connections too
         assert served.process.wait() in {0, -signal.SIGTERM}
         eventually(lambda: not served.place.sessions(), message=f"left: {served.place.sessions()}")
 
@@ -41,9 +43,9 @@ def stopping(served: Served) -> bool:
 
 def test_a_killed_server_leaves_no_session():
     """Werkzeug: the process ends at once, and the request with it."""
-    with serving("flask-werkzeug", "postgres") as served:
+    with serving("flask-werkzeug", "postgres") as served, ExitStack() as stack:
         one = rid()
-        client = served.start(f"/slow/{one}")
+        client = stack.enter_context(served.start(f"/slow/{one}"))
         served.reached(one)
         served.process.kill()
         client.read_eof()
@@ -55,10 +57,10 @@ def test_a_killed_server_leaves_no_session():
 @pytest.mark.parametrize("name", ["flask-gthread", "sanic-workers"])
 def test_a_killed_worker_is_replaced(name):
     """With a request in flight; its session goes with it, and the new worker has a pool of its own."""
-    with serving(name, "postgres") as served:
+    with serving(name, "postgres") as served, ExitStack() as stack:
         served.expect_right("/ok", 20)
         one = rid()
-        client = served.start(f"/slow/{one}")
+        client = stack.enter_context(served.start(f"/slow/{one}"))
         served.reached(one)
         (victim,) = (stats["pid"] for stats in served.ask("stats") if f"request GET /slow/{one}" in stats["live"])
         os.kill(victim, signal.SIGKILL)
@@ -78,9 +80,9 @@ def answers(served: Served) -> bool:
 
 def test_gunicorn_reloads_its_workers():
     """SIGHUP: new workers, the old one ends after its request."""
-    with serving("flask-gthread", "mysql") as served:
+    with serving("flask-gthread", "mysql") as served, ExitStack() as stack:
         one = rid()
-        client = served.start(f"/slow/{one}")
+        client = stack.enter_context(served.start(f"/slow/{one}"))
         served.reached(one)
         (old,) = served.process.workers()
         served.process.signal(signal.SIGHUP)
