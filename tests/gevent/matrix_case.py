@@ -69,6 +69,7 @@ elif order == "driver first":
     __import__({"mysqlclient": "MySQLdb"}.get(driver, driver))
     patch()
 elif order == "peewee first":
+    __import__("playhouse.pool")
     patch()
 elif order == "created first":
     database = make()
