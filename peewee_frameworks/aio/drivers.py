@@ -6,22 +6,29 @@ Each function takes pwasyncio's wrapper of a connection, or the driver's own poo
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from playhouse import pwasyncio
 
+if TYPE_CHECKING:
+    import asyncio
 
-def abandon(conn: Any) -> None:
-    """Close a connection here and now: no farewell, nothing to wait for, no matter what runs on it. Never raises."""
+
+def abandon(conn: Any) -> asyncio.Future[Any] | None:
+    """Close a connection here and now: no farewell, no matter what runs on it. Never raises.
+
+    Returns: a future if a thread of the connection is still to end; the loop must not be closed before.
+    """
     raw = conn.conn
     if raw is None:
-        return
+        return None
     # A loop that is closed already refuses to close sockets; the collector does it then.
     with contextlib.suppress(Exception):
         if isinstance(conn, pwasyncio.AsyncSqliteConnection):
-            raw._conn.interrupt()
-            raw.stop()
             conn.conn = None
+            raw._conn.interrupt()
+            future: asyncio.Future[Any] | None = raw.stop()
+            return future
         elif isinstance(conn, pwasyncio.AsyncMySQLConnection):
             raw.close()
             getattr(conn._pool, "_used", set()).discard(raw)
@@ -29,6 +36,7 @@ def abandon(conn: Any) -> None:
             raw.terminate()
         else:
             conn.abandon()
+    return None
 
 
 async def free(conn: Any) -> None:

@@ -15,7 +15,7 @@ from playhouse.pwasyncio import await_
 
 from peewee_frameworks.drivers import is_disconnect
 from peewee_frameworks.errors import ConcurrentUse, TransactionLost
-from peewee_frameworks.frame import _PIN, Frame, Lineage, _describe, current_lineage
+from peewee_frameworks.frame import _PIN, Frame, Lineage, current_lineage
 from peewee_frameworks.run import Queue
 
 from .bridge import not_in_bridge, under_bridge
@@ -96,7 +96,7 @@ class AsyncFrame(Frame):
 
     def _mend(self) -> None:
         if self.broken is not None:
-            if self.transactions:
+            if self.transactions or self.lineage is not None:  # the second while the outermost block commits
                 raise self.lost()
             self.broken = None
 
@@ -230,5 +230,5 @@ class AsyncFrame(Frame):
             self._released()
             return None
         if dirty and dirty != [self.request_transaction]:
-            logger.warning("%s: %s ended with %s open; rolled back.", self.state.name, self.label, _describe(dirty))
+            logger.warning("%s: %s ended with a transaction block open; rolled back.", self.state.name, self.label)
         return self._give_back(conn, rollback=bool(dirty), cursors=[stream] if stream is not None else None)

@@ -53,6 +53,11 @@ class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
     conn: Any
     _lock: Any
 
+    def __init__(self, conn: Any, lent: set[Any]) -> None:
+        super().__init__(conn)
+        self._lent = lent
+        lent.add(conn)
+
     def stale(self) -> bool:
         """Return whether this side knows that the connection is gone."""
         return self.conn is None or self.conn.closed
@@ -93,10 +98,12 @@ class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
         """Close the connection."""
         if self.conn is not None:
             conn, self.conn = self.conn, None
+            self._lent.discard(conn)
             await conn.close()
 
     def abandon(self) -> None:
         """Close the connection at once; see `drivers.abandon`."""
+        self._lent.discard(self.conn)
         self.conn.pgconn.finish()
 
     async def free(self, pool: Any) -> None:
@@ -170,6 +177,8 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         self.pool_options: dict[str, Any] = {name: kwargs.pop(name) for name in _POOL_OPTIONS & kwargs.keys()}
         self.pool_options |= {"min_size": min_size, "max_size": min_size if max_size is None else max_size}
         self._check_options()
+        # The connections that are out of the pool, which does not know them.
+        self._lent: set[Any] = set()
         self._wait_for_minimum = wait_for_minimum
         seconds = timeout if timeout is not None else acquire_timeout if acquire_timeout is not None else 10.0
         super().__init__(
@@ -227,12 +236,13 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
             raise TimeoutError from None
         if self.server_version is None:
             self._set_server_version(raw)
-        return AsyncPsycopgConnection(raw)
+        return AsyncPsycopgConnection(raw, self._lent)
 
     async def _pool_release(self, conn: Any) -> None:
         raw = conn.conn
         if raw is None:
             return
+        self._lent.discard(raw)
         if raw.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
             with contextlib.suppress(psycopg.Error):  # broken: the pool will see it and replace the connection
                 await raw.rollback()
@@ -247,8 +257,9 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
             # The pool waits for its workers, and stops half way if the loop's shutdown has cancelled them.
             if not all(worker is None or worker.done() for worker in workers):
                 raise
-        for raw in idle:
+        for raw in (*idle, *self._lent):
             await raw.close()
+        self._lent.clear()
 
     async def open(self, wait: bool = False) -> None:
         """Open the pool in the running loop; lifespan does this.

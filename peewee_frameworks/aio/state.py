@@ -37,6 +37,8 @@ class AsyncState(State):
         self.returning: set[asyncio.Task[None]] = set()
         # Connections whose return has not begun; it never does if the loop's shutdown cancels the task first.
         self.unreturned: set[Any] = set()
+        # Connections that were closed and have a thread that is to end.
+        self._ending: set[asyncio.Future[Any]] = set()
         self.keeper = PoolKeeper(self)
 
     def new_frame(self, label: str) -> Frame:
@@ -94,6 +96,7 @@ class AsyncState(State):
         super().forget()
         self.returning.clear()
         self.unreturned.clear()
+        self._ending.clear()
 
     # -- returning connections ----------------------------------------------------------------------------------------
 
@@ -112,7 +115,7 @@ class AsyncState(State):
         """Close a connection for good, at once, and free its place in the pool. Never raises, never waits."""
         home = self.keeper.home
         if home is None or home.is_here():
-            drivers.abandon(conn)
+            self._abandon(conn)
         future = self._spawn(conn, reusable=False)
         if done is not None:
             if future is None:
@@ -129,7 +132,7 @@ class AsyncState(State):
             with contextlib.suppress(RuntimeError):  # closed this very moment
                 home.loop.call_soon_threadsafe(self._start, home.loop, conn, reusable)
                 return None
-        drivers.abandon(conn)
+        self._abandon(conn)
         return None
 
     def _start(self, loop: asyncio.AbstractEventLoop, conn: Any, reusable: bool) -> asyncio.Task[None]:
@@ -140,6 +143,12 @@ class AsyncState(State):
         self.returning.add(task)
         task.add_done_callback(self.returning.discard)
         return task
+
+    def _abandon(self, conn: Any) -> None:
+        ending = drivers.abandon(conn)
+        if ending is not None:
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     async def _return(self, conn: Any, *, reusable: bool) -> None:
         database = self.database
@@ -152,9 +161,9 @@ class AsyncState(State):
         except Exception:
             logger.warning("%s: returning a connection failed; it is closed instead.", self.name, exc_info=True)
         except BaseException:  # the loop is shutting down
-            drivers.abandon(conn)
+            self._abandon(conn)
             raise
-        drivers.abandon(conn)
+        self._abandon(conn)
         try:
             if conn._pool is database._pool:
                 async with asyncio.timeout(RETURN_SECONDS):
@@ -170,7 +179,9 @@ class AsyncState(State):
 
     async def settle(self) -> None:
         """Wait for the connections that are being returned, those that come meanwhile included."""
-        while self.returning or self.unreturned:
+        while self.returning or self.unreturned or self._ending:
+            if self._ending:
+                await asyncio.wait(set(self._ending))
             if self.returning:
                 await asyncio.wait(set(self.returning))
             for conn in list(self.unreturned):

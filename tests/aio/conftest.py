@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from playhouse import pwasyncio
 from peewee_frameworks.aio import AsyncPsycopgDatabase
 from peewee_frameworks.state import install
 from tests.support.databases import Place, scratch
-from tests.support.servers import require_server
+from tests.support.servers import admin_connection, require_server
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -41,6 +41,11 @@ class Backend:
         """A statement of several seconds."""
         return SLOW[self.place.kind]
 
+    @property
+    def brief(self) -> str:
+        """A statement of a fraction of a second."""
+        return self.slow.replace("30000000", "1000000").replace("(10)", "(0.3)")
+
     def stock(self, size: int = 5, timeout: float = 5, **options: Any) -> Any:
         """Make Peewee's own database, untouched."""
         place = self.place
@@ -64,23 +69,56 @@ class Backend:
 
 
 @pytest.fixture(params=DRIVERS)
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+def backend(request: pytest.FixtureRequest, tmp_path: Path, mysql_places: list[Place]) -> Iterator[Backend]:
     """Each driver in turn."""
     kind: Any = DRIVERS[request.param]
     require_server(kind)
-    with scratch(kind, tmp_path) as place:
+    with _place(kind, tmp_path, mysql_places) as place:
         yield Backend(request.param, place)
 
 
+@contextmanager
+def _place(kind: Any, directory: Path, mysql_places: list[Place]) -> Iterator[Place]:
+    """Give a place of its own; on MariaDB, where a database is slow to drop, one that another test has left empty."""
+    if kind != "mysql":
+        with scratch(kind, directory) as place:
+            yield place
+        return
+    place = mysql_places.pop()
+    yield place
+    place.kill_sessions()
+    with closing(admin_connection("mysql")) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = %s", [place.database])
+        for (table,) in cursor.fetchall():
+            cursor.execute(f"DROP TABLE `{place.database}`.`{table}`")
+    mysql_places.append(place)
+
+
+@pytest.fixture(scope="session")
+def mysql_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Place]]:
+    """The databases on MariaDB that no test uses at the moment."""
+    with ExitStack() as stack:
+        yield _Places(lambda: stack.enter_context(scratch("mysql", tmp_path_factory.mktemp("mysql"))))
+
+
+class _Places(list[Place]):
+    def __init__(self, make: Callable[[], Place]) -> None:
+        super().__init__()
+        self.make = make
+
+    def pop(self) -> Place:  # type: ignore[override]
+        return super().pop() if self else self.make()
+
+
 @pytest.fixture
-def backends(tmp_path: Path) -> Iterator[Callable[[str], Backend]]:
+def backends(tmp_path: Path, mysql_places: list[Place]) -> Iterator[Callable[[str], Backend]]:
     """A function that makes the backend of a given driver."""
     with ExitStack() as stack:
 
         def make(driver: str) -> Backend:
             kind: Any = DRIVERS[driver]
             require_server(kind)
-            return Backend(driver, stack.enter_context(scratch(kind, tmp_path)))
+            return Backend(driver, stack.enter_context(_place(kind, tmp_path, mysql_places)))
 
         yield make
 
