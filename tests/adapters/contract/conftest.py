@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from tests.support.databases import scratch
 from tests.support.servers import require_server
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.support.servers import Kind
 
 
@@ -50,11 +51,14 @@ def serving(name: str, kind: Kind, **options: Any) -> Iterator[Served]:
     """Serve one application on a place of its own; at the end no session is left that nobody knows of."""
     require_server(kind)
     # Not tmp_path: a Unix socket's path has at most 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="contract-") as directory, scratch(kind, Path(directory)) as place:
-        with serve(name, place, Path(directory), **options) as served:
-            yield served
-            if served.process.running:
-                served.no_strays()
+    with (
+        tempfile.TemporaryDirectory(prefix="contract-") as directory,
+        scratch(kind, Path(directory)) as place,
+        serve(name, place, Path(directory), **options) as served,
+    ):
+        yield served
+        if served.process.running:
+            served.no_strays()
 
 
 @pytest.fixture(autouse=True)

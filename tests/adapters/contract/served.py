@@ -30,6 +30,10 @@ SERVERS: dict[str, Callable[..., ServerProcess]] = {
     "flask-gthread": lambda **process: webservers.gunicorn(
         f"{APPS}.flask_app:make_app", factory=True, threads=40, **process
     ),
+    # Sync workers are killed when they do not answer in time: a deadline for each request.
+    "flask-sync": lambda **process: webservers.gunicorn(
+        f"{APPS}.flask_app:make_app", factory=True, worker="sync", options=("--timeout", "1"), **process
+    ),
     "sanic-workers": lambda **process: webservers.sanic(
         f"{APPS}.sanic_app:make_app", factory=True, workers=2, **process
     ),
@@ -41,6 +45,9 @@ SERVERS: dict[str, Callable[..., ServerProcess]] = {
     ),
     "fastapi-asyncio": lambda **process: webservers.uvicorn(
         f"{APPS}.fastapi_app:make_app", factory=True, loop="asyncio", http="h11", **process
+    ),
+    "fastapi-workers": lambda **process: webservers.uvicorn(
+        f"{APPS}.fastapi_app:make_app", factory=True, workers=2, **process
     ),
     "starlette-uvloop": lambda **process: webservers.uvicorn(
         f"{APPS}.starlette_app:make_app", factory=True, loop="uvloop", **process
@@ -145,7 +152,9 @@ class Served:
     def notes(self, rid: str, count: int = 1) -> list[Any]:
         """Wait for what work that outlived its request noted."""
         return eventually(
-            lambda: notes if len(notes := sum(self.ask("notes", rid), [])) >= count else None,
+            lambda: (
+                notes if len(notes := [note for notes in self.ask("notes", rid) for note in notes]) >= count else None
+            ),
             message=f"no notes of {rid}",
         )
 

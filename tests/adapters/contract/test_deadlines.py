@@ -55,3 +55,15 @@ def test_the_servers_own_deadline():
             served.expect_right("/ok", 20)
             served.settle()
             assert served.count(one) == 0
+
+
+def test_gunicorns_deadline_ends_the_worker_and_its_session():
+    """It kills a sync worker that does not answer in time. (The threads of gthread have no deadline, nor has uvicorn.)"""
+    with serving("flask-sync", "postgres") as served, served.start(f"/sleep/{rid()}") as quick:
+        assert quick.read_response().status == 200
+        one = rid()
+        with served.start(f"/slow/{one}") as client:
+            served.reached(one)
+            assert client.read_eof() == b""
+        served.expect_right("/ok", 10, concurrency=2)
+        served.settle()

@@ -217,16 +217,13 @@ def make_app() -> Starlette:
     if world.other is None:
         # As the README has it; the hook "early" is above our middleware.
         hooks.insert(1, orm.middleware())
-        return Starlette(
-            routes=routes, middleware=hooks, exception_handlers=handlers, lifespan=orm.lifespan()
-        )
+        return Starlette(routes=routes, middleware=hooks, exception_handlers=handlers, lifespan=orm.lifespan())
     app = Starlette(routes=routes, middleware=hooks, exception_handlers=handlers)
     orm.init_app(app)
     other = Peewee(world.other.db, **world.options)
     world.orms.append(other)
     other.init_app(app)
     return app
-
 
 
 def make_sub(world: World) -> Starlette:

@@ -1,0 +1,28 @@
+"""The table of what runs where says the truth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.adapters.contract.applicability import NOT_APPLICABLE, PLACES
+from tests.adapters.contract.served import SERVERS
+from tests.support.servers import KINDS
+
+
+def test_every_line_names_a_case_and_a_server_and_has_a_reason():
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    cases = set(re.findall(r"^def (test_\w+)\(served: Served", source, re.MULTILINE))
+    known = set(PLACES) | {name.partition("-")[0] for name in PLACES}
+    assert set(PLACES) <= set(SERVERS)
+    for case, reasons in NOT_APPLICABLE.items():
+        assert case in cases, case
+        assert set(reasons) <= known, case
+        assert all(reasons.values()), case
+
+
+def test_every_framework_meets_every_database():
+    for framework in ("flask", "sanic", "fastapi", "starlette"):
+        kinds = [kinds for name, kinds in PLACES.items() if name.startswith(framework)]
+        assert all(set(each) == set(KINDS) for each in kinds), "the core cases"
+        assert len({each[0] for each in kinds}) == 2, "all cases: two of the three"
