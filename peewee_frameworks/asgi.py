@@ -153,12 +153,12 @@ class RequestMiddleware:
         """Between two messages a websocket holds no connection."""
 
         async def receive_in_scope() -> Message:
-            work.release_early()
+            self.runtime.release_early(work)
             return await receive()
 
         async def send_in_scope(message: Message) -> None:
             await send(message)
-            work.release_early()
+            self.runtime.release_early(work)
 
         await self.app(scope, receive_in_scope, send_in_scope)
 

@@ -241,6 +241,7 @@ class Runtime:
     def release_early(self, scope: Scope, options: Options | None = None) -> None:
         """Give back what is idle, by option; at the first byte and between the parts of a stream."""
         if (options or self.options).release == "response_start":
+            scope.idles = True
             scope.release_early()
 
     def _error_for(self, status: int, options: Options | None) -> ErrorStatus | None:
@@ -266,6 +267,8 @@ class Runtime:
 
     async def _run_in(self, scope: Scope, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
         if not all(state.is_async for state in self.states):
+            if scope.idles:
+                return await self.runner.run(scope, _call_and_release, scope, function, *args, **kwargs)
             return await self.runner.run(scope, function, *args, **kwargs)
         # No thread is needed: Peewee's bridge lets sync code wait for the asynchronous driver. Calls take turns all the same.
         turn = scope.slot = scope.slot or Queue(1)
@@ -473,6 +476,13 @@ def _leave(state: State) -> None:
     state.users -= 1
     if state.users == 0:  # another application of this process may use the same database
         _close_pool(state.database)
+
+
+def _call_and_release(scope: Scope, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result:
+    try:
+        return function(*args, **kwargs)
+    finally:
+        scope.release_early()
 
 
 def _open_pool(database: Any) -> None:

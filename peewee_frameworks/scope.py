@@ -34,7 +34,19 @@ class Scope:
     uses `connection_scope`.
     """
 
-    __slots__ = ("_on_release", "_own", "_token", "atomic", "ended", "frames", "label", "parent", "slot", "states")
+    __slots__ = (
+        "_on_release",
+        "_own",
+        "_token",
+        "atomic",
+        "ended",
+        "frames",
+        "idles",
+        "label",
+        "parent",
+        "slot",
+        "states",
+    )
 
     def __init__(self, states: Sequence[State], label: str, parent: Scope | None = None) -> None:
         """Make a scope for the given databases; the other databases of `parent` stay visible in it.
@@ -51,6 +63,8 @@ class Scope:
         self.ended = False
         # Whether a database that connects begins a transaction.
         self.atomic = False
+        # Whether its response has started, so that it may sit there between two queries: `orm.run` then gives back at once.
+        self.idles = False
         # What `orm.run` keeps with the scope; see run.py.
         self.slot: Any = None
         self._own: dict[State, Frame] = {}

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -429,6 +430,51 @@ def test_a_body_that_idles_holds_no_connection(database):
         assert client.get("/").text == "123"
         assert everything_is_back(orm, database)
     assert held == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["stream", "websocket"])
+def test_who_asks_in_vain_and_waits_holds_no_connection(kind, database):
+    """A stream, or a child of a websocket, that polls: nothing is sent after the query, so nothing else would release."""
+    orm = Peewee(database)
+    asked, go_on = threading.Event(), threading.Event()
+
+    async def poll():
+        assert await orm.run(value, database) == "1"
+        asked.set()
+        await asyncio.to_thread(go_on.wait, 10)
+
+    async def body():
+        yield "first"
+        await poll()
+
+    async def talk(socket):
+        await socket.accept()
+        child = asyncio.create_task(poll())
+        await socket.receive_text()
+        await child
+
+    async def stream(request):
+        return StreamingResponse(body())
+
+    app = Starlette(
+        routes=[Route("/stream", stream), WebSocketRoute("/websocket", talk)],
+        middleware=[orm.middleware()],
+        lifespan=orm.lifespan(),
+    )
+    with TestClient(app) as client, ThreadPoolExecutor(1) as threads:
+        if kind == "stream":
+            answer = threads.submit(client.get, "/stream")
+            assert asked.wait(10)
+            eventually(lambda: in_use(database) == 0)
+            go_on.set()
+            assert answer.result(10).text == "first"
+        else:
+            with client.websocket_connect("/websocket") as socket:
+                assert asked.wait(10)
+                eventually(lambda: in_use(database) == 0)
+                go_on.set()
+                socket.send_text("bye")
+        assert everything_is_back(orm, database)
 
 
 # -- policy -------------------------------------------------------------------------------------------------------------
