@@ -29,7 +29,7 @@ def abandon(conn: Any) -> asyncio.Future[Any] | None:
             raw._conn.interrupt()
             future: asyncio.Future[Any] | None = raw.stop()
             return future
-        elif isinstance(conn, pwasyncio.AsyncMySQLConnection):
+        if isinstance(conn, pwasyncio.AsyncMySQLConnection):
             raw.close()
             getattr(conn._pool, "_used", set()).discard(raw)
         elif isinstance(conn, pwasyncio.AsyncPostgresqlConnection):

@@ -250,16 +250,19 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
 
     async def _pool_close(self) -> None:
         pool = self._pool
-        idle, workers = list(pool._pool), [*pool._workers, pool._sched_runner]
+        idle = list(pool._pool)
+        task: Any = asyncio.current_task()
+        cancelled = task.cancelling()
         try:
             await pool.close(self._acquire_timeout)
         except asyncio.CancelledError:
-            # The pool waits for its workers, and stops half way if the loop's shutdown has cancelled them.
-            if not all(worker is None or worker.done() for worker in workers):
+            # The pool waits for its workers, and stops half way if the loop's shutdown has cancelled them, not us.
+            if task.cancelling() > cancelled:
                 raise
-        for raw in (*idle, *self._lent):
-            await raw.close()
-        self._lent.clear()
+        finally:
+            for raw in (*idle, *self._lent):
+                await raw.close()
+            self._lent.clear()
 
     async def open(self, wait: bool = False) -> None:
         """Open the pool in the running loop; lifespan does this.
