@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "core: a case that runs on every database with every server")
+    config.addinivalue_line("markers", "core: a case that runs on every database with every framework")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

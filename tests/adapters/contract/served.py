@@ -32,7 +32,7 @@ SERVERS: dict[str, Callable[..., ServerProcess]] = {
     ),
     # Sync workers are killed when they do not answer in time: a deadline for each request.
     "flask-sync": lambda **process: webservers.gunicorn(
-        f"{APPS}.flask_app:make_app", factory=True, worker="sync", options=("--timeout", "1"), **process
+        f"{APPS}.flask_app:make_app", factory=True, worker="sync", options=("--timeout", "2"), **process
     ),
     "sanic-workers": lambda **process: webservers.sanic(
         f"{APPS}.sanic_app:make_app", factory=True, workers=2, **process
