@@ -522,6 +522,10 @@ def display_name(database: Any) -> str:
     if database is None:
         return "a database that is gone"
     name = str(database.database)
-    if "://" in name or "=" in name:  # a conninfo string; only its last part is surely no secret
-        name = name.rpartition("@")[2] if "@" in name else name.partition("://")[0] + "://…"
-    return f"{type(database).__name__}({name.partition('?')[0]!r})"
+    if isinstance(database, peewee.SqliteDatabase):
+        name = name.partition("?")[0]
+    elif "://" in name:  # a URL; what follows the login is no secret, and without one nobody knows what is
+        name = name.rpartition("@")[2].partition("?")[0] if "@" in name else name.partition("://")[0] + "://…"
+    elif "=" in name:  # libpq's keywords and values, the password perhaps among them
+        name = "…"
+    return f"{type(database).__name__}({name!r})"
