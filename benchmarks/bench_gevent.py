@@ -1,0 +1,60 @@
+"""Flask under gunicorn's gevent worker: our pool and adapter against playhouse.pool, correctly patched, and the usual hooks."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+from tests.support.load import hammer
+from tests.support.servers import admin_connection, server_url
+from tests.support.webservers import gunicorn
+
+from .harness import Row
+from .peers import OURS
+
+PLAYHOUSE = "playhouse.pool"
+TABLE = "pf_bench_gevent"
+POSTS, REQUESTS, CONCURRENCY = 100, 3000, 32
+
+
+def prepare() -> None:
+    connection = admin_connection("mysql")
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} (id INT PRIMARY KEY, title VARCHAR(80), body TEXT)")
+        rows = [(number, f"Post {number}", "…" * 200) for number in range(1, POSTS + 1)]
+        cursor.executemany(f"REPLACE INTO {TABLE} VALUES (%s, %s, %s)", rows)
+    connection.close()
+
+
+def measure(contender: str) -> dict[str, Any]:
+    prepare()
+    env = {"CONTENDER": contender, "DATABASE_URL": server_url("mysql")}
+    paths = [f"/posts/{number % POSTS + 1}" for number in range(REQUESTS)]
+    with gunicorn("benchmarks.gevent_app:app", worker="gevent", env=env) as server:
+        hammer(server.url, paths[:300], concurrency=CONCURRENCY)  # warm: connections are open
+        with server.client() as client:
+            client.get("/lag")
+        began = time.perf_counter()
+        results = hammer(server.url, paths, concurrency=CONCURRENCY)
+        seconds = time.perf_counter() - began
+        with server.client() as client:
+            lag = client.get("/lag").json()["p99"]
+    failed = sum(result.status != 200 for result in results)
+    if failed:
+        raise RuntimeError(f"{failed} of {REQUESTS} requests failed")
+    return {"value": REQUESTS / seconds, "hub lag p99 ms": float(lag)}
+
+
+ROWS = [
+    Row(
+        name="gevent-flask",
+        question=f"Flask on gunicorn -k gevent, 1 worker, pool of 10, {CONCURRENCY} clients, get_by_id on MariaDB",
+        unit="req/s",
+        floor="the framework and one round trip",
+        contenders={OURS: functools.partial(measure, "ours"), PLAYHOUSE: functools.partial(measure, "playhouse")},
+        target="at least 1.0 x playhouse.pool",
+        passes=lambda ours, medians: ours >= medians[PLAYHOUSE],
+        lower_is_better=False,
+    ),
+]
