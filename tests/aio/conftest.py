@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -138,3 +139,12 @@ async def until(predicate: Callable[[], Any], seconds: float = 5) -> None:
     async with asyncio.timeout(seconds):
         while not predicate():
             await asyncio.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def no_records_of_psycopgs_pool() -> Iterator[None]:
+    """A warning that is kept keeps the error, that its traceback, and that the half-open connection of a cancelled worker."""
+    logger = logging.getLogger("psycopg.pool")
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(logging.NOTSET)
