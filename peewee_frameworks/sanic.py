@@ -373,10 +373,11 @@ class _Work:
 
     def _first(self, data: bytes, end_stream: bool) -> Awaitable[None]:
         """Send the head of an HTTP/1.1 response, and of most all the rest."""
-        if end_stream and not any(part.scope.atomic or part.scope.connected for part in self._parts):
-            sent: Awaitable[None] = self._send(data, end_stream)
-            return sent
-        return self._first_of_more(data, end_stream)
+        for part in self._parts:
+            if not (end_stream and part.scope.untouched):
+                return self._first_of_more(data, end_stream)
+        sent: Awaitable[None] = self._send(data, end_stream)
+        return sent
 
     async def _first_of_more(self, data: bytes, end_stream: bool) -> None:
         await self._complete()  # if a COMMIT fails, nothing has been sent and Sanic's exception handlers answer
