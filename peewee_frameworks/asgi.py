@@ -120,7 +120,9 @@ class RequestMiddleware:
         async def send_in_scope(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
-                if not work.untouched:
+                if work.untouched:
+                    runtime.release_early(work)  # nothing yet; what a stream or a task takes later must not linger
+                else:
                     await self._complete(work, message["status"])
                 started = True
             await send(message)

@@ -441,7 +441,7 @@ def test_who_asks_in_vain_and_waits_holds_no_connection(kind, database):
     async def poll():
         assert await orm.run(value, database) == "1"
         asked.set()
-        await asyncio.to_thread(go_on.wait, 10)
+        await asyncio.to_thread(go_on.wait, 30)
 
     async def body():
         yield "first"
@@ -465,13 +465,13 @@ def test_who_asks_in_vain_and_waits_holds_no_connection(kind, database):
         if kind == "stream":
             answer = threads.submit(client.get, "/stream")
             assert asked.wait(10)
-            eventually(lambda: in_use(database) == 0)
+            eventually(lambda: in_use(database) == 0, 5)
             go_on.set()
             assert answer.result(10).text == "first"
         else:
             with client.websocket_connect("/websocket") as socket:
                 assert asked.wait(10)
-                eventually(lambda: in_use(database) == 0)
+                eventually(lambda: in_use(database) == 0, 5)
                 go_on.set()
                 socket.send_text("bye")
         assert everything_is_back(orm, database)
