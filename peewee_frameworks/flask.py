@@ -20,7 +20,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from flask import Response, appcontext_pushed, current_app, g, request, request_started
+from flask import Response, appcontext_pushed, current_app, g, request
 from werkzeug.exceptions import default_exceptions
 
 from . import gevent
@@ -190,20 +190,12 @@ class Peewee:
         self._settings = settings
         installed.append(self)
         app.wsgi_app = ScopeMiddleware(app.wsgi_app, self.runtime, prepare=False)  # type: ignore[method-assign]
-        request_started.connect(self._request_started, app)
-        # First in the list runs last: what another function raises must find the transaction open.
-        app.after_request_funcs.setdefault(None, []).insert(0, self._end_transaction)
-        appcontext_pushed.connect(self._context_pushed, app)
-        # Wrapped and not registered: up to Flask 3.1 a teardown function that raises skips the others.
-        tear_down = app.do_teardown_appcontext
-
-        def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-            try:
-                tear_down(*args, **kwargs)
-            finally:
-                self._context_torn_down()
-
-        app.do_teardown_appcontext = do_teardown_appcontext  # type: ignore[method-assign]
+        app.before_request_funcs.setdefault(None, []).insert(0, self._prepare)
+        if self.runtime.options.transaction is not False:
+            # First in the list runs last: what another function raises must find the transaction open.
+            app.after_request_funcs.setdefault(None, []).insert(0, self._end_transaction)
+        if len(installed) == 1:
+            _watch_contexts(app)
         if self.runtime.options.errors:
             handlers = app.error_handler_spec[None][None]
             for error in HANDLED:
@@ -212,8 +204,10 @@ class Peewee:
 
     # -- requests -------------------------------------------------------------------------------------------------------
 
-    def _request_started(self, _app: Flask, **_: Any) -> None:
-        """Before all before-request functions; what this raises goes to the error handlers."""
+    def _prepare(self) -> None:
+        """Before all other before-request functions; what this raises goes to the error handlers."""
+        if self._start.done and not self.runtime.has_policy:
+            return
         work = self._work()
         if work is None:
             return
@@ -230,8 +224,8 @@ class Peewee:
 
     def _end_transaction(self, response: Response) -> Response:
         """Commit, after all after-request functions; a COMMIT that fails is an exception like one from the view."""
-        work = self._work()
-        if work is None or not request.environ.pop(self._atomic_key, False):
+        work = self._work() if request.environ.pop(self._atomic_key, False) else None
+        if work is None:
             return response
         try:
             self.runtime.complete(work, response.status_code)
@@ -246,7 +240,7 @@ class Peewee:
 
     # -- application contexts ---------------------------------------------------------------------------------------------
 
-    def _context_pushed(self, app: Flask, **_: Any) -> None:
+    def _open_in_context(self, app: Flask) -> None:
         """Open a scope where there is none: not in a request, nor in a context pushed inside another."""
         try:
             states = self.runtime.states
@@ -258,10 +252,28 @@ class Peewee:
         if around is None or any(state not in around.frames for state in states):
             _scopes()[self] = self.runtime.begin(f"the application context of {app.name!r}", around)
 
-    def _context_torn_down(self) -> None:
-        scopes: dict[Peewee, Scope] = g.get("_peewee_scopes", {})
-        if self in scopes:
-            self.runtime.end(scopes.pop(self))
+
+def _watch_contexts(app: Flask) -> None:
+    """Open scopes when a context is pushed and end them when it is popped, once for all instances: in reverse order."""
+    appcontext_pushed.connect(_context_pushed, app)
+    # Wrapped and not registered: up to Flask 3.1 a teardown function that raises skips the others.
+    tear_down = app.do_teardown_appcontext
+
+    def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
+        try:
+            tear_down(*args, **kwargs)
+        finally:
+            if "_peewee_scopes" in g:
+                scopes: dict[Peewee, Scope] = g.pop("_peewee_scopes")
+                for orm in reversed(scopes):
+                    orm.runtime.end(scopes[orm])
+
+    app.do_teardown_appcontext = do_teardown_appcontext  # type: ignore[method-assign]
+
+
+def _context_pushed(app: Flask, **_: Any) -> None:
+    for orm in app.extensions[EXTENSION]:
+        orm._open_in_context(app)
 
 
 def _scopes() -> dict[Peewee, Scope]:

@@ -57,7 +57,7 @@ class ScopeMiddleware:
         if outer is not None and outer.ended:  # a dispatcher tries one application after the other
             outer = None
         if outer is not None and all(state in outer.frames for state in self.runtime.states):
-            return self._join(self._owner(outer), environ, start_response)
+            return self._join(self.runtime.opener(outer), environ, start_response)
         around = current_scope()
         if around is not None:  # a test's fixture, say: its idle connection may be the pool's only one
             around.release_early()
@@ -82,13 +82,6 @@ class ScopeMiddleware:
         if taken:
             return self.app(environ, start_response)
         return self._call(_Response(self.runtime, work, start_response), environ)
-
-    def _owner(self, scope: Scope) -> Scope:
-        """Return the scope among those around that opened our databases; the others only pass them on."""
-        state = self.runtime.states[0]
-        while scope.parent is not None and state in scope.parent.frames:
-            scope = scope.parent
-        return scope
 
     def _call(self, response: _Response, environ: dict[str, Any]) -> Iterable[bytes]:
         if not self.prepare:
@@ -126,7 +119,8 @@ class _Response:
 
         Raises: what a COMMIT raised; nothing has been sent then.
         """
-        self._runtime.complete(self.work, int(status.split(" ", 1)[0]))
+        if not self.work.untouched:
+            self._runtime.complete(self.work, int(status[:3]))
         self.started = True
         return self._start_response(status, headers, *([exc_info] if exc_info else ()))
 
@@ -136,10 +130,11 @@ class _Response:
         self._pause()
 
     def _pause(self) -> None:
-        """Leave the scope to the server, which may take long to send a part."""
-        if self.started:
-            self._runtime.release_early(self.work)
-        self.work.exit()
+        """Leave the scope: the server may take long to send a part."""
+        work = self.work
+        if self.started and not work.untouched:
+            self._runtime.release_early(work)
+        work.exit()
 
     def __iter__(self) -> Iterator[bytes]:
         return self

@@ -116,6 +116,7 @@ def test_one_application_has_several_databases(db, make_place):
         assert one(db) + one(other) == "11"
         assert (len(db._in_use), len(other._in_use)) == (1, 1)
     assert (len(db._in_use), len(other._in_use)) == (0, 0)
+    assert current_scope() is None
     other.close_all()
 
 
