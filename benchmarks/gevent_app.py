@@ -58,6 +58,12 @@ def post(number):
     return {"title": found.title, "body": found.body}
 
 
+@app.get("/bare/<int:number>")
+def bare(number):
+    """No query: what the framework and the hub cost by themselves."""
+    return {"title": f"Post {number}", "body": "…" * 200}
+
+
 @app.get("/lag")
 def lag():
     """The p99 of how late a greenlet wakes that sleeps for 5 ms, since the last call; in milliseconds."""
