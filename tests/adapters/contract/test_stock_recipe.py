@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(("count", "options"), [(300, {}), (80, {"timeout": 2})])
 def test_the_stock_recipe_fails_many_requests(make_place: Callable[..., Any], count: int, options: dict[str, Any]):
-    """Without a timeout the pool refuses all but 5. With one, 40 threads wait for a connection, and its holders for a thread."""
+    """Without a timeout the pool refuses all but 5. With one, 40 threads wait for a connection, its holders for a thread."""
     place = make_place("postgres")
     url = place.pool_url(max_connections=5, **options)
     with webservers.uvicorn(f"{APPS}.stock_fastapi:app", env={"DATABASE_URL": url}) as server:
