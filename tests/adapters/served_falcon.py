@@ -6,6 +6,7 @@ import os
 
 import falcon
 
+from peewee_frameworks.http import HANDLED, problem_for
 from peewee_frameworks.wsgi import PeeweeMiddleware
 from tests.adapters.contract.apps.work import Work
 
@@ -28,6 +29,9 @@ class Routes:
         self.work.value(rid)
         raise falcon.HTTPNotFound
 
+    def lost(self, response, rid):
+        self.work.missing(rid)
+
     def stream(self, response, rid):
         response.stream = (self.work.value(rid).encode() for _ in range(3))
 
@@ -40,11 +44,21 @@ class Routes:
         response.media = stats | {"count": self.work.Item.select().count()}
 
 
+def answer(request, response, error, params):
+    problem = problem_for(error)
+    if problem is None:
+        raise error
+    response.status = problem.status
+    response.data = problem.body
+    response.set_headers(problem.headers)
+
+
 def make_app():
     work = Work(os.environ["DATABASE_URL"])
     with work.db:
         work.db.create_tables([work.Item, work.Part])
     app = falcon.App()
+    app.add_error_handler(HANDLED, answer)
     routes = Routes(work)
     app.add_route("/{kind}/{rid}", routes)
     app.add_route("/stats", routes, suffix="stats")
