@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,6 +71,8 @@ def make_app(name: str = "sanic_test") -> Sanic:
     class Child(peewee.Model):
         row = peewee.ForeignKeyField(Row, deferrable="INITIALLY DEFERRED")
 
+    if isinstance(database, peewee.SqliteDatabase):
+        database.func("sleep")(time.sleep)
     on_mysql = isinstance(database, peewee.MySQLDatabase)
     tables = [Row, Only] if on_mysql else [Row, Only, Child]
     database.bind(tables)
@@ -150,17 +153,8 @@ def make_app(name: str = "sanic_test") -> Sanic:
     @app.get("/thread/<rid>")
     async def thread(request, rid):
         seconds = float(request.args.get("seconds", 0.5))
-        sql = {"PostgresqlDatabase": "SELECT pg_sleep({})", "MySQLDatabase": "SELECT SLEEP({})"}
-        for cls in type(database).__mro__:
-            if cls.__name__ in sql:
-                await asyncio.to_thread(database.execute_sql, sql[cls.__name__].format(seconds))
-                break
-        else:
-            rows = int(seconds * 6_000_000)
-            counting = (
-                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) SELECT count(*) FROM n"
-            )
-            await asyncio.to_thread(database.execute_sql, counting.format(rows))
+        name = "pg_sleep" if isinstance(database, peewee.PostgresqlDatabase) else "sleep"
+        await asyncio.to_thread(database.execute_sql, f"SELECT {name}({seconds})")
         return text(value(rid))
 
     @app.get("/orphan/<rid>")
