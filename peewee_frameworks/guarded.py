@@ -54,6 +54,21 @@ class _Block:
     db: Any
     _entries: list[_Entry] | None = None
 
+    async def __aenter__(self) -> Any:
+        from .aio import sync  # noqa: PLC0415 - most applications have no use for it
+
+        return await sync.enter_block(self)
+
+    async def __aexit__(self, *exc_info: object) -> Any:
+        from .aio import sync  # noqa: PLC0415
+
+        return await sync.exit_block(self, *exc_info)
+
+    async def _call(self, name: str) -> Any:
+        from .aio import sync  # noqa: PLC0415
+
+        return await sync.call_block(self, name)
+
     def __enter__(self) -> Any:
         result = super().__enter__()  # type: ignore[misc]
         self._note(_Entry(self.db._state.frame()))
@@ -114,6 +129,14 @@ class Transaction(_Marked, peewee._transaction):
         _join_request(self.db)
         return super().__enter__()
 
+    async def acommit(self) -> None:
+        """Commit and begin anew, from asynchronous code."""
+        await self._call("commit")
+
+    async def arollback(self) -> None:
+        """Roll back and begin anew, from asynchronous code."""
+        await self._call("rollback")
+
     def begin_unmarked(self) -> Any:
         """Begin without a mark: whoever shares the scope may go on in the transaction."""
         _join_request(self.db)
@@ -129,6 +152,9 @@ class Transaction(_Marked, peewee._transaction):
 
 class Savepoint(_Marked, peewee._savepoint):
     """Peewee's savepoint block."""
+
+    acommit = Transaction.acommit
+    arollback = Transaction.arollback
 
     def _note(self, entry: _Entry) -> None:
         super()._note(entry)

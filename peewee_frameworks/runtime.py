@@ -475,6 +475,8 @@ class Runtime:
 def _leave(state: State) -> None:
     state.users -= 1
     if state.users == 0:  # another application of this process may use the same database
+        if state.runner is not None:
+            state.runner.close()
         _close_pool(state.database)
 
 

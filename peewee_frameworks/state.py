@@ -111,6 +111,8 @@ class State:
 
     def __init__(self, database: peewee.Database) -> None:
         self._database = weakref.ref(database)
+        # The threads of `db.run`; see aio/sync.py.
+        self.runner: Any = None
         # How many running applications use the database: the last one to stop closes its pool.
         self.users = 0
         # What gevent had patched when the database was last checked; see `gevent.watch`.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .models import AsyncModel, AsyncModelMixin
+
 if TYPE_CHECKING:
     from .psycopg import AsyncPsycopgDatabase
 
-__all__ = ["AsyncPsycopgDatabase"]
+__all__ = ["AsyncModel", "AsyncModelMixin", "AsyncPsycopgDatabase"]
 
 
 def __getattr__(name: str) -> Any:

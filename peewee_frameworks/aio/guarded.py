@@ -71,6 +71,9 @@ class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):
         """Begin without a mark: whoever shares the scope may go on in the transaction."""
         return super(_Marked, self).__enter__()
 
+    __aenter__ = pwasyncio.AsyncPgAtomic.__aenter__
+    __aexit__ = pwasyncio.AsyncPgAtomic.__aexit__
+
     async def _abegin(self) -> Any:
         return await self._alone(super()._abegin)
 

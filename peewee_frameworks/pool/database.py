@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import peewee as typed_peewee
 import playhouse.pool as playhouse_pool
 
+from peewee_frameworks.aio.sync import AsyncIdiom
 from peewee_frameworks.errors import ConfigurationError
 
 from .drivers import pymysql_connection_class
@@ -26,7 +27,7 @@ _OWN_OPTIONS = OPTION_NAMES - {"max_connections", "stale_timeout", "timeout", "c
 _LIVE = frozenset({"password", "passwd", "user", "host", "port", "dsn", "conninfo"})
 
 
-class PooledDatabase(playhouse_pool.PooledDatabase):
+class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
     """A mixin that gives any Peewee database class our pool; put it before the database class.
 
     ``class PooledThing(PooledDatabase, ThingDatabase): pass``
@@ -208,7 +209,7 @@ class PooledDatabase(playhouse_pool.PooledDatabase):
     def _execute_cursor(self, sql: Any, params: Any, **cursor_options: Any) -> Any:
         try:
             return super()._execute_cursor(sql, params, **cursor_options)
-        except Exception as error:
+        except BaseException as error:
             self._note_error(error)
             raise
 
@@ -216,7 +217,7 @@ class PooledDatabase(playhouse_pool.PooledDatabase):
     def _noting(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             self._note_error(error)
             raise
 
@@ -235,10 +236,14 @@ class PooledDatabase(playhouse_pool.PooledDatabase):
         with self._noting():
             super().rollback()
 
-    def _note_error(self, error: Exception) -> None:
+    def _note_error(self, error: BaseException) -> None:
         state = self._state
-        if not state.closed:
+        if state.closed:
+            return
+        if isinstance(error, Exception):
             self._pool.note_error(state.conn, error)
+        else:  # Ctrl-C, a timeout of gevent: the answer may still be under way, and would be the next user's
+            self._pool.doom(state.conn, "a statement was interrupted")
 
     # -- what others read from playhouse's pools ----------------------------------------------------------------
 

@@ -1,0 +1,329 @@
+"""Peewee's asynchronous idiom on a sync database: the same handlers, whichever driver is behind them.
+
+``await db.run(function)``, ``await query.aexecute()``, ``await db.list(query)``, ``async with db.atomic()``,
+``await Model.aget()``: on a database of Peewee's asyncio layer these wait for the driver, here each runs on a thread of one
+bounded executor, admitted on the loop before a thread is used. Moving between drivers is a change of the database object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import peewee
+
+from peewee_frameworks.background import background
+from peewee_frameworks.frame import current_frames, current_lineage
+from peewee_frameworks.run import Runner
+from peewee_frameworks.scope import Scope
+from peewee_frameworks.state import State, install
+
+from .models import AsyncModel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+_Result = TypeVar("_Result")
+
+_DEFAULT_THREADS = 32
+_DEFAULT_TIMEOUT = 30.0
+_BATCH = 100
+
+
+class _HeldOpen:
+    """An entry in Peewee's stack of contexts: one ``async with db``."""
+
+
+_HELD = _HeldOpen()
+
+
+class Fetched:
+    """The result of `aexecute_sql`, read to its end: what of a DB-API cursor can be had without the connection."""
+
+    def __init__(self, cursor: Any) -> None:
+        self.description = cursor.description
+        self.rowcount = cursor.rowcount
+        self.lastrowid = getattr(cursor, "lastrowid", None)
+        self._rows = list(cursor.fetchall()) if cursor.description else []
+        self._next = iter(self._rows)
+
+    def fetchone(self) -> Any:
+        """Return the next row, or None."""
+        return next(self._next, None)
+
+    def fetchall(self) -> list[Any]:
+        """Return the rows that are left."""
+        return list(self._next)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._next
+
+
+def _complete(function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:
+    result = function(*args, **kwargs)
+    if isinstance(result, peewee.CursorWrapper):
+        result.fill_cache()  # here and not on the loop, and before the connection goes back
+    return result
+
+
+def _runner(state: State) -> Runner:
+    runner: Runner | None = state.runner
+    if runner is None:
+        database = state.database
+        wait = getattr(database, "_wait_timeout", None) or _DEFAULT_TIMEOUT
+        threads = getattr(database, "_max_connections", None) or _DEFAULT_THREADS
+        runner = state.runner = Runner(threads, None if wait == float("inf") else wait)
+    return runner
+
+
+class _Unit:
+    """The current unit of work; where there is none with this database, one for the while."""
+
+    def __init__(self, state: State, label: str) -> None:
+        frames = current_frames.get()
+        scope = frames.scope if frames is not None and state in frames else None
+        self._own = scope is None
+        self.scope = scope or Scope([state], label)
+        if self._own:
+            self.scope.enter()
+
+    async def end(self) -> None:
+        if self._own:
+            pending = self.scope.finish()
+            self.scope.exit()
+            for future in pending:
+                await asyncio.wrap_future(future)
+
+
+async def run(state: State, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+    """Call sync code on a thread, in the current unit of work, or in one of its own.
+
+    Raises: what the function raises; `PoolTimeout` if no place came free in time.
+    """
+    unit = _Unit(state, f"db.run({getattr(function, '__qualname__', function)})")
+    try:
+        return await _runner(state).run(unit.scope, _complete, function, args, kwargs)
+    finally:
+        await unit.end()
+
+
+# -- transaction blocks --------------------------------------------------------------------------------------------------
+
+# The units that blocks have opened. A block object may be entered several times, so each entry is noted with its context.
+_units: contextvars.ContextVar[tuple[tuple[object, _Unit], ...]] = contextvars.ContextVar("peewee_units", default=())
+_undoing: set[asyncio.Task[Any]] = set()
+
+
+async def enter_block(block: Any) -> Any:
+    """Do what ``with block`` does at its begin, for ``async with``."""
+    state = install(block.db)
+    unit = _Unit(state, "an `async with` block")
+    _units.set((*_units.get(), (block, unit)))
+
+    def enter() -> tuple[Any, Any]:
+        return block.__enter__(), current_lineage.get()
+
+    entering = asyncio.ensure_future(_runner(state).run(unit.scope, enter))
+    try:
+        result, mark = await asyncio.shield(entering)
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) and not entering.cancelled():
+            _background(_undo(block, unit, state, entering))
+            _forget(block)
+        else:
+            await _pop(block).end()
+        raise
+    current_lineage.set(mark)  # set on the thread, in a copy of this context
+    return result
+
+
+async def exit_block(block: Any, *exc_info: Any) -> Any:
+    """Do what ``with block`` does at its end."""
+    unit = _pop(block)
+    try:
+        return await _runner(install(block.db)).run(unit.scope, block.__exit__, *exc_info)
+    finally:
+        mark = current_lineage.get()
+        if mark is not None and mark.closed:
+            current_lineage.set(mark.outer)
+        await unit.end()
+
+
+async def call_block(block: Any, name: str) -> Any:
+    """Call `commit` or `rollback` of a block in the middle of it."""
+    return await run(install(block.db), getattr(block, name))
+
+
+async def _undo(block: Any, unit: _Unit, state: State, entering: asyncio.Future[Any]) -> None:
+    """Roll back a block whose begin was cancelled, but went on in its thread."""
+    try:
+        _, mark = await entering
+        current_lineage.set(mark)
+        error = asyncio.CancelledError()
+        await _runner(state).run(unit.scope, block.__exit__, type(error), error, None)
+    except Exception:  # noqa: BLE001 - it did not begin, or the scope has ended and rolled back
+        return
+    finally:
+        if unit._own:
+            unit.scope.finish()
+
+
+def _background(work: Any) -> None:
+    task = asyncio.ensure_future(work)
+    _undoing.add(task)
+    task.add_done_callback(_undoing.discard)
+
+
+def _pop(block: object) -> _Unit:
+    entries = _units.get()
+    for index in reversed(range(len(entries))):
+        if entries[index][0] is block:
+            _units.set(entries[:index] + entries[index + 1 :])
+            return entries[index][1]
+    raise RuntimeError("the `async with` block ends in another task than it began in")
+
+
+def _forget(block: object) -> None:
+    unit = _pop(block)
+    if unit._own:
+        unit.scope.exit()
+
+
+# -- the database --------------------------------------------------------------------------------------------------------
+
+
+class AsyncIdiom:
+    """Mixed into a sync database: the methods that Peewee's asyncio layer gives its own."""
+
+    __slots__ = ()
+
+    async def run(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+        """Call sync code that queries, on a thread, in the current unit of work; such calls take turns.
+
+        Outside one, each call has a connection of its own; ``async with db`` or ``async with db.atomic()`` keeps one.
+
+        Raises: what the function raises; `PoolTimeout` if no place came free in time.
+        """
+        return await run(install(self), function, *args, **kwargs)
+
+    async def aexecute(self, query: Any) -> Any:
+        """Execute a query; its rows are read."""
+        query.bind(self)
+        return await self.run(query.execute)
+
+    async def aexecute_sql(self, sql: str, params: Any = None) -> Fetched:
+        """Execute SQL; its rows are read."""
+        return await self.run(lambda: Fetched(self.execute_sql(sql, params)))  # type: ignore[attr-defined]
+
+    async def get(self, query: Any) -> Any:
+        """Return the query's first row; raises `DoesNotExist`."""
+        return await self.run(query.get)
+
+    async def first(self, query: Any, n: int = 1) -> Any:
+        """Return the first row or rows, or None."""
+        return await self.run(query.first, n=n)
+
+    async def list(self, query: Any) -> Any:
+        """Return the rows as a list."""
+        return await self.run(lambda: [*query])
+
+    async def scalar(self, query: Any) -> Any:
+        """Return the first column of the first row."""
+        return await self.run(query.scalar)
+
+    async def count(self, query: Any) -> int:
+        """Return how many rows there are."""
+        result: int = await self.run(query.count)
+        return result
+
+    async def exists(self, query: Any) -> bool:
+        """Return whether there is a row."""
+        result: bool = await self.run(query.exists)
+        return result
+
+    async def aprefetch(self, query: Any, *subqueries: Any) -> Any:
+        """Return the rows with their related rows, read in a query for each model."""
+        return await self.run(peewee.prefetch, query, *subqueries)
+
+    async def iterate(self, query: Any, buffer_size: int | None = None) -> AsyncIterator[Any]:
+        """Give the rows, a batch at a time; the driver may hold them all. Close it early with ``aclosing``."""
+        query.bind(self)
+        unit = _Unit(install(self), "db.iterate")
+        try:
+            rows = await self.run(lambda: query.clone().iterator(self))
+            while batch := await self.run(lambda: [*itertools.islice(rows, buffer_size or _BATCH)]):
+                for row in batch:
+                    yield row
+        finally:
+            await unit.end()
+
+    async def acreate_tables(self, *args: Any, **kwargs: Any) -> None:
+        """Create tables."""
+        await self.run(self.create_tables, *args, **kwargs)  # type: ignore[attr-defined]
+
+    async def adrop_tables(self, *args: Any, **kwargs: Any) -> None:
+        """Drop tables."""
+        await self.run(self.drop_tables, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def aatomic(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what `atomic` returns, for ``async with``."""
+        install(self)
+        return self.atomic(*args, **kwargs)  # type: ignore[attr-defined]
+
+    async def aconnect(self) -> None:
+        """Connect the current unit of work."""
+        await self.run(self.connect, reuse_if_open=True)  # type: ignore[attr-defined]
+
+    async def aclose(self) -> bool:
+        """Give the connection of the current unit of work back; say whether there was one."""
+        closed: bool = await self.run(self.close)  # type: ignore[attr-defined]
+        return closed
+
+    async def __aenter__(self) -> Any:
+        state = install(self)
+        unit = _Unit(state, "`async with db`")
+        _units.set((*_units.get(), (self, unit)))
+
+        def hold() -> None:
+            self.connect(reuse_if_open=True)  # type: ignore[attr-defined]
+            state.ctx.append(_HELD)
+
+        try:
+            await _runner(state).run(unit.scope, hold)
+        except BaseException:
+            await _pop(self).end()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        state = install(self)
+        unit = _pop(self)
+
+        def let_go() -> None:
+            if _HELD in state.ctx:
+                state.ctx.remove(_HELD)
+                if not state.ctx and not state.transactions:
+                    self.close()  # type: ignore[attr-defined]
+
+        try:
+            await _runner(state).run(unit.scope, let_go)
+        finally:
+            await unit.end()
+
+    async def close_pool(self) -> None:
+        """Close the pool and let the threads of `run` end, without blocking the loop; it opens again with `pool.open()`."""
+        state = install(self)
+        if state.runner is not None:
+            state.runner.close()
+        await asyncio.wrap_future(background.submit(self.pool.close))  # type: ignore[attr-defined]
+
+    @property
+    def Model(self) -> Any:  # noqa: N802 - it is a class
+        """The base class for models of this database, with `aget`, `acreate` and the others."""
+        model = self.__dict__.get("_Model")
+        if model is None:
+            meta = type("Meta", (), {"database": self})
+            model = self.__dict__["_Model"] = type("BaseModel", (AsyncModel,), {"Meta": meta})
+        return model
