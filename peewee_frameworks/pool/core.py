@@ -38,6 +38,7 @@ __all__ = ["Engine"]
 SAMPLES = 1_000_000  # use times that may pile up in the second between two rounds of upkeep
 
 EXPIRED = float("-inf")
+_AT_ONCE = (False,)  # the arguments of the one attempt to take the lock without waiting
 JUST_NOW = 0.1  # seconds for which a connection that was used, opened or pinged is handed to a waiter without a ping
 
 
@@ -248,25 +249,33 @@ class Engine:
 
     def settle(self) -> None:
         """Pair and process what there is. Never blocks: a holder of the lock looks again after letting go."""
-        while (self.inbox or (self.idle and (self.closed if self.shut else self.waiters))) and self._lock.acquire(
-            blocking=False
-        ):
+        while self.inbox or (self.idle and (self.closed if self.shut else self.waiters)):
             turn = Turn([], [])
+            taken: list[bool] = []
             try:
-                self._advance(turn)
+                try:
+                    # One call both takes the lock and notes it: no Ctrl-C can come between the two.
+                    taken.extend(map(self._lock.acquire, _AT_ONCE))
+                    if not taken[0]:
+                        return
+                    self._advance(turn)
+                finally:
+                    if taken and taken[0]:
+                        self._lock.release()
             finally:
-                self._lock.release()
-            self._after(turn)
+                self._after(turn)
 
     def locked(self, change: Callable[[Turn], Any]) -> Any:
         """Run ``change(turn)`` under the lock, then everything that follows from it."""
         turn = Turn([], [])
-        with self._lock:
-            try:
-                return_value = change(turn)
-            finally:
-                self._advance(turn)
-        self._after(turn)
+        try:
+            with self._lock:
+                try:
+                    return_value = change(turn)
+                finally:
+                    self._advance(turn)
+        finally:
+            self._after(turn)
         self.settle()
         return return_value
 
@@ -321,11 +330,16 @@ class Engine:
 
     def _after(self, turn: Turn) -> None:
         """Wake and dispatch, outside the lock."""
-        for waiter in turn.wake:
-            try:
-                waiter.wake()
-            except RuntimeError:  # its loop is closed: the grant goes to the next one
-                self.post("withdraw", waiter)
+        try:
+            while turn.wake:
+                waiter = turn.wake.pop(0)
+                try:
+                    waiter.wake()
+                except RuntimeError:  # its loop is closed: the grant goes to the next one
+                    self.post("withdraw", waiter)
+        finally:
+            if turn.wake:  # an interrupt; the others are woken all the same
+                self._after(Turn(turn.wake, []))
         if turn.jobs:
             self._dispatch(turn.jobs)
         if self.revisit_wanted:
@@ -427,6 +441,22 @@ class Engine:
                 waiter, _ = self.waiters.popitem(last=False)
                 waiter.error = make_error()
                 turn.wake.append(waiter)
+
+        self.locked(change)
+
+    def abandon(self, make_error: Callable[[], BaseException]) -> None:
+        """Forget what is open without closing it, and turn away everybody: those who were granted something, too."""
+
+        def change(turn: Turn) -> None:
+            self.idle.clear()
+            self.rested.clear()
+            self.held.clear()
+            self.closed = self.shut = True
+            for waiter in [*self.granted, *self.waiters]:
+                waiter.error = make_error()
+                turn.wake.append(waiter)
+            self.granted.clear()
+            self.waiters.clear()
 
         self.locked(change)
 

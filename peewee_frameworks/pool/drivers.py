@@ -139,7 +139,7 @@ class PyMySQLDriver(Driver):
 
     def ping(self, conn: Any, timeout: float) -> None:
         """See `Driver.ping`."""
-        self._bounded(conn, timeout, conn.ping)
+        self._bounded(conn, timeout, lambda: conn.ping(reconnect=False))  # which is not every version's default
 
     def rollback(self, conn: Any, timeout: float) -> None:
         """See `Driver.rollback`."""

@@ -79,7 +79,7 @@ def _run_check(pool: Pool, engine: Engine, entry: Entry, kind: str) -> None:
             pool._driver.ping(conn, timeout)
     except Exception as error:  # noqa: BLE001 - any failure has one consequence
         failure = f"{'rollback' if kind == CLEAN else 'ping'} failed: {type(error).__name__}"
-    if failure is not None and kind == CHECK and entry.generation == engine.generation:
+    if failure is not None and kind == CHECK and engine is pool._engine and entry.generation == engine.generation:
         pool.invalidate_all(failure)  # where one died of old age or a restart, so did the others
     engine.checked(entry, failure)
 

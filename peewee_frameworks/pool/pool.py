@@ -115,7 +115,7 @@ class Pool:
     def _make_engine(self) -> Engine:
         engine = Engine(
             self.options,
-            dispatch=self._dispatch,
+            dispatch=lambda jobs: self._dispatch(engine, jobs),  # an engine that was disposed of ends its own business
             revisit=self._revisit,
             make_lock=threading.Lock,
             clock=self._clock,
@@ -217,7 +217,7 @@ class Pool:
             if entry.conn is not None:
                 self._driver.forsake(entry.conn)
                 _inherited.append(entry.conn)
-        self.forget()
+        self._detach()  # the lock of the old engine may be held for ever, by a thread that stayed with the parent
         if self._on_fork is not None:
             self._on_fork()
 
@@ -226,18 +226,13 @@ class Pool:
         engine = self._engine
         if engine is None:
             return
-        self.__dict__.pop("_made", None)
+        self._detach()
+        engine.abandon(lambda: PoolClosed(f"Pool {self.name!r} was disposed of while this caller waited."))
+
+    def _detach(self) -> None:
         self._engine = None
+        self.__dict__.pop("_made", None)
         self._recorder = Recorder()
-        waiters = list(engine.waiters) + list(engine.granted)
-        engine.waiters.clear()
-        engine.granted.clear()
-        for waiter in waiters:
-            waiter.error = PoolClosed(f"Pool {self.name!r} was disposed of while this caller waited.")
-            try:
-                waiter.wake()
-            except RuntimeError:  # its loop is closed
-                continue
 
     # -- checkout -----------------------------------------------------------------------------------------------
 
@@ -287,9 +282,19 @@ class Pool:
         ) from engine.last_error
 
     def _acquire_in_line(self, timeout: float | None) -> Any:
-        engine = self.engine
         start = self._clock()
-        waiter: ThreadWaiter = ThreadWaiter(start, nowait=timeout is None)
+        while True:
+            engine = self.engine
+            try:
+                conn = self._wait_in_line(engine, ThreadWaiter(start, nowait=timeout is None), timeout)
+            except PoolClosed:
+                if engine is self._engine:
+                    raise
+                continue  # disposed of meanwhile: start over with the new set
+            self._recorder.waited(self._clock() - start)
+            return conn
+
+    def _wait_in_line(self, engine: Engine, waiter: ThreadWaiter, timeout: float | None) -> Any:
         deadline = self._enqueue(engine, waiter, timeout)
         try:
             while True:
@@ -298,12 +303,10 @@ class Pool:
                     waiter.wait(left)
                 conn = self._collect(engine, waiter, deadline)
                 if conn is not None:
-                    break
+                    return conn
         except BaseException:
             engine.withdraw(waiter)
             raise
-        self._recorder.waited(self._clock() - start)
-        return conn
 
     async def acquire_async(self, timeout: float | None = _DEFAULT) -> Any:
         """Check a connection out without ever blocking the event loop; raises what `acquire` does, bar `WouldBlock`."""
@@ -316,18 +319,33 @@ class Pool:
 
     async def _acquire_awaiting(self, timeout: float | None) -> Any:
         loop: asyncio.AbstractEventLoop = running_loop()
-        engine = self.engine
         start = self._clock()
-        waiter = TaskWaiter(start, loop, nowait=timeout is None)
+        while True:
+            engine = self.engine
+            try:
+                conn = await self._await_in_line(engine, TaskWaiter(start, loop, nowait=timeout is None), timeout)
+            except PoolClosed:
+                if engine is self._engine:
+                    raise
+                continue  # disposed of meanwhile: start over with the new set
+            self._recorder.waited(self._clock() - start)
+            return conn
+
+    async def _await_in_line(self, engine: Engine, waiter: TaskWaiter, timeout: float | None) -> Any:
         deadline = self._enqueue(engine, waiter, timeout)
-        timer = None if deadline is None else loop.call_later(max(0.0, deadline - self._clock()), waiter.look)
+        timer: asyncio.TimerHandle | None = None
         try:
             while True:
+                if deadline is not None:
+                    # Set anew each time: a loop may call too early, uvloop by up to half a millisecond.
+                    timer = waiter.loop.call_later(max(0.0, deadline - self._clock()), waiter.look)
                 await waiter.future  # a cancellation is raised here even if the future has its result already
+                if timer is not None:
+                    timer.cancel()
+                waiter.again()  # before looking, or a wake-up that comes meanwhile would be lost on the old future
                 conn = self._collect(engine, waiter, deadline)
                 if conn is not None:
-                    break
-                waiter.again()
+                    return conn
         except GeneratorExit:  # perhaps the garbage collector, perhaps amid this very pool's lock
             engine.post("withdraw", waiter)
             raise
@@ -337,8 +355,6 @@ class Pool:
         finally:
             if timer is not None:
                 timer.cancel()
-        self._recorder.waited(self._clock() - start)
-        return conn
 
     def _enqueue(self, engine: Engine, waiter: Waiter, timeout: float | None) -> float | None:
         """Queue a waiter and return its deadline."""
@@ -501,7 +517,8 @@ class Pool:
 
     def invalidate_all(self, reason: str) -> None:
         """Let every connection opened so far die: the idle ones now, the others when they come back."""
-        self._run_later(self.engine.invalidate(reason))
+        engine = self.engine
+        self._dispatch(engine, engine.invalidate(reason))
         self.events.emit("invalidate", reason=reason)
 
     def drain(self) -> None:
@@ -517,8 +534,9 @@ class Pool:
 
     def close_idle(self, reason: str = "close_idle()") -> None:
         """Close what is idle; done on return, except on the thread of an event loop."""
-        if self._engine is not None:
-            self._run_now(self._engine.retire_idle(reason))
+        engine = self._engine
+        if engine is not None:
+            self._run_now(engine, engine.retire_idle(reason))
 
     def close_held(self, age: float = 0.0, reason: str = "close_all()") -> int:
         """Close what has been in use for longer than ``age`` seconds, under the hands of its users; say how many."""
@@ -526,8 +544,8 @@ class Pool:
         entries = self._take_held(lambda entry: entry.since < limit or age <= 0)
         for entry in entries:
             entry.reason = reason
-        jobs = [job for entry in entries for job in self.engine.retire_one(entry, reason)]
-        self._run_now(jobs)
+        engine = self.engine
+        self._run_now(engine, [job for entry in entries for job in engine.retire_one(entry, reason)])
         return len(entries)
 
     def _take_held(self, wanted: Callable[[Entry], bool]) -> list[Entry]:
@@ -579,7 +597,11 @@ class Pool:
                 entry.stack = traceback.StackSummary.extract(
                     traceback.walk_stack(sys._getframe(2)), limit=16, lookup_lines=False
                 )
-        self.events.emit("checkout", connection=conn)
+        try:
+            self.events.emit("checkout", connection=conn)
+        except BaseException:  # a timeout of gevent, a Ctrl-C: the caller will not see this connection
+            self.engine.checkin(conn)
+            raise
 
     def _note_checkin(self, conn: Any) -> None:
         entry = self.engine.held.get(id(conn))
@@ -606,10 +628,10 @@ class Pool:
     def _revisit(self, at: float) -> None:
         runtime().maintainer.schedule(self, max(0.0, at - self._clock()))
 
-    def _dispatch(self, jobs: list[Job]) -> None:
+    def _dispatch(self, engine: Engine, jobs: list[Job]) -> None:
         """Hand jobs to the workers; what cannot be handed over, because the interpreter ends, is done here."""
         for job in jobs:
-            work = functools.partial(run_job, self, self.engine, job)
+            work = functools.partial(run_job, self, engine, job)
             workers = runtime().workers
             try:
                 # Who waits for a connect has the time to start a thread, who gives something back has not.
@@ -617,14 +639,12 @@ class Pool:
             except RuntimeError:
                 work()
 
-    _run_later = _dispatch
-
-    def _run_now(self, jobs: list[Job]) -> None:
+    def _run_now(self, engine: Engine, jobs: list[Job]) -> None:
         if running_loop() is not None:
-            self._dispatch(jobs)
+            self._dispatch(engine, jobs)
         else:
             for job in jobs:
-                run_job(self, self.engine, job)
+                run_job(self, engine, job)
 
 
 # Connections of a parent process. Kept for ever: their finalisers could still talk to the parent's server session.

@@ -47,6 +47,7 @@ class Upkeep:
         nap: list[float] = [INTERVAL]
 
         def change(turn: Turn) -> None:
+            self._sweep(engine, turn)
             self._shrink(engine, now, turn)
             nap.append(self._renew(engine, now, turn))
             self._keep_alive(engine, now)
@@ -106,6 +107,13 @@ class Upkeep:
         except (ValueError, IndexError):
             return False
         return True
+
+    @staticmethod
+    def _sweep(engine: Engine, turn: Turn) -> None:
+        """Close what is idle and no longer valid: an invalidation may have overtaken it on its way back."""
+        for entry in snapshot(engine.idle):
+            if entry.generation != engine.generation and Upkeep._take(engine, entry):
+                engine.retire(entry, engine.generation_reason, turn)
 
     def _shrink(self, engine: Engine, now: float, turn: Turn) -> None:
         limit = engine.options.idle_timeout
@@ -210,5 +218,17 @@ def reap(engine: Engine, now: float, report: Callable[[Entry, float], Any]) -> N
             engine.post(CLOSE, entry, "lost in an interrupt")
 
 
-_UNUSED = 2  # references to a connection without owner: the entry's, and the argument of getrefcount
-_LOST = 4  # references to a lost entry: `entries`, the snapshot, the loop variable, the argument
+def _references() -> tuple[int, int]:
+    """Count, as `reap` does, the references to a connection without owner and to an entry in neither hand.
+
+    Counted and not written down: interpreters differ in which variables and arguments they count.
+    """
+    entries = {0: Entry(0, 0, 0.0)}
+    entries[0].conn = object()
+    unused = lost = 0
+    for entry in snapshot(entries.values()):
+        unused, lost = sys.getrefcount(entry.conn), sys.getrefcount(entry)
+    return unused, lost
+
+
+_UNUSED, _LOST = _references()

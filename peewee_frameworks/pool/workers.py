@@ -72,16 +72,18 @@ class Workers:
         come back dirty at once, a worker does it. Raises as `submit` does.
         """
         self._later.append(work)
+        token: list[None] = []
         try:
-            self._distributor.pop()
+            _take(self._distributor, token)
+            self.submit(self._distribute)
+            token.clear()  # it is the distributor's now
         except IndexError:
             return
-        try:
-            self.submit(self._distribute)
         except RuntimeError:
-            self._distributor.append(None)
             self._later.remove(work)
             raise
+        finally:
+            self._distributor.extend(token)
 
     def _distribute(self) -> None:
         while True:
@@ -96,26 +98,33 @@ class Workers:
                 except IndexError:
                     return
             else:
-                self.submit(work)
+                try:
+                    self.submit(work)
+                except RuntimeError:  # the process has no thread left: late is better than never
+                    self._do(work)
+
+    @staticmethod
+    def _do(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            logger.exception("A background job of a connection pool failed.")
 
     def _run(self) -> None:
-        work = self._work.get()
         while True:
-            try:
-                work()
-            except Exception:
-                logger.exception("A background job of a connection pool failed.")
-            del work  # it holds its pool, which may be collected while this thread idles
-            self._free.append(None)
             try:
                 work = self._work.get(timeout=self._idle_seconds)
             except queue.Empty:
+                # A new thread has no token, but another worker may have taken its work, and then has one too many.
                 try:
                     self._free.pop()
                 except IndexError:  # the token is taken: work is on its way
                     work = self._work.get()
                 else:
                     return
+            self._do(work)
+            del work  # it holds its pool, which may be collected while this thread idles
+            self._free.append(None)
 
 
 class Maintainer:
@@ -128,14 +137,19 @@ class Maintainer:
     def schedule(self, subject: Maintained, delay: float = 0.0) -> None:
         """Have ``subject`` maintained in ``delay`` seconds, if not earlier anyway."""
         self._messages.put((weakref.ref(subject), time.monotonic() + delay))
+        token: list[None] = []
         try:
-            self._startable.pop()
+            _take(self._startable, token)
+            start_thread(self._run, "peewee-pool-maintainer")
+            token.clear()  # it is the thread's now
         except IndexError:
             return
-        try:
-            start_thread(self._run, "peewee-pool-maintainer")
-        except RuntimeError:  # the interpreter is shutting down: nothing is worth maintaining any more
-            self._startable.append(None)
+        except RuntimeError:
+            # No thread to be had; the next who has something to schedule tries again. Or the interpreter is shutting
+            # down, and nothing is worth maintaining any more.
+            logger.debug("The upkeep of the connection pools could not be started.", exc_info=True)
+        finally:
+            self._startable.extend(token)
 
     def _run(self) -> None:
         due: dict[int, tuple[weakref.ref[Any], float]] = {}  # by id(): a weak reference to the dead has no hash
@@ -175,9 +189,18 @@ class Maintainer:
         try:
             delay = subject.maintain()
             return None if delay is None else time.monotonic() + delay
-        except Exception:
+        except (Exception, SystemExit):  # a listener may raise anything
             logger.exception("The upkeep of a connection pool failed; it goes on.")
             return time.monotonic() + 1.0
+
+
+def _take(tokens: deque[None], taken: list[None]) -> None:
+    """Move a token into ``taken`` in one call, so that no Ctrl-C can come between taking and noting it.
+
+    Raises:
+        IndexError: there is none.
+    """
+    taken.extend(map(deque.pop, (tokens,)))
 
 
 class Runtime:
