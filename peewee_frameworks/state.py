@@ -163,7 +163,9 @@ class State:
     @property
     def transactions(self) -> list[Any]:
         """Peewee's stack of open transactions."""
-        entries: list[Any] = self.frame().transactions
+        frames = current_frames.get()
+        frame = None if frames is None else frames.get(self)
+        entries: list[Any] = (self.frame() if frame is None else frame).transactions
         return entries
 
     @property
