@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import peewee
+
 # PyMySQL and mysqlclient keep the status flags of the server's last reply: MySQL's protocol, "Server Status Flags".
 _SERVER_STATUS_IN_TRANS = 0x0001
 _PG_IDLE, _PG_UNKNOWN = 0, 4  # unknown: the connection is bad
@@ -71,3 +73,22 @@ def is_disconnect(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+_peewee_database: Any = peewee.Database
+_executing = _peewee_database._execute_cursor.__code__
+
+
+def close_failed_cursor(error: BaseException) -> None:
+    """Close the SQLite cursor whose statement has just failed, on the thread that has the connection.
+
+    The error's traceback keeps the cursor, and sqlite3 (Python 3.11) does not reset the statement of every failure. Whoever
+    frees the traceback later, an event loop's thread for example, would wait in ``sqlite3_reset`` for the mutex of a connection
+    that another request is using by then: for seconds, if that one waits for a lock.
+    """
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code is _executing and (cursor := frame.f_locals.get("cursor")) is not None:
+            cursor.close()
+        traceback = traceback.tb_next

@@ -17,7 +17,7 @@ from playhouse.pool import MaxConnectionsExceeded
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from . import gevent
-from .drivers import is_broken_off, is_clean, reads_later
+from .drivers import close_failed_cursor, is_broken_off, is_clean, reads_later
 from .errors import DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
 from .frame import Frame, GuardedCursor, Lineage, current_frames, inherits, running_loop
 from .waiting import lending
@@ -260,7 +260,10 @@ class Guarded:
         Half a statement may be on its way out, or half an answer on its way in: nothing may follow on this connection. Inside
         a transaction what comes next fails, so that it cannot commit by itself; outside, it connects anew.
         """
-        if isinstance(error, Exception) or isinstance(self, peewee.SqliteDatabase):
+        if isinstance(self, peewee.SqliteDatabase):
+            close_failed_cursor(error)
+            return
+        if isinstance(error, Exception):
             return
         conn = self._state.conn
         if conn is not None:

@@ -10,7 +10,9 @@ from peewee_frameworks.fastapi import Peewee
 from peewee_frameworks.pool import connect
 
 url = os.environ.get("DATABASE_URL", "sqlite:///shop.db")
-options = {"pragmas": {"journal_mode": "wal", "foreign_keys": 1}} if url.startswith("sqlite") else {}
+# One writer at a time: the others wait for it (milliseconds), and need not wait for the disk as well.
+pragmas = {"journal_mode": "wal", "synchronous": "normal", "foreign_keys": 1, "busy_timeout": 20_000}
+options = {"pragmas": pragmas} if url.startswith("sqlite") else {}
 db = connect(url, max_connections=10, timeout=5, **options)
 
 

@@ -11,7 +11,9 @@ from playhouse.shortcuts import model_to_dict
 from peewee_frameworks.pool import connect
 
 url = os.environ.get("DATABASE_URL", "sqlite:///blog.db")
-options = {"pragmas": {"journal_mode": "wal", "foreign_keys": 1}} if url.startswith("sqlite") else {}
+# One writer at a time: the others wait for it (milliseconds), and need not wait for the disk as well.
+pragmas = {"journal_mode": "wal", "synchronous": "normal", "foreign_keys": 1, "busy_timeout": 20_000}
+options = {"pragmas": pragmas} if url.startswith("sqlite") else {}
 db = connect(url, max_connections=10, timeout=5, **options)
 
 
