@@ -66,7 +66,7 @@ FASTAPI_SHOP = [
     lambda n: post("/orders", order(f"customer-{n}", (1, 1), (2, 1_000_000)), 404, 409),
     lambda _: get("/products/1", 200, 404),
     lambda _: get("/products", drops=True),
-    lambda _: post("/products", {"name": "Product 0", "price": 100, "stock": 5}, 201, 409),
+    lambda _: post("/products", {"name": "Product again", "price": 100, "stock": 5}, 201, 409),
     lambda _: get("/orders/1", 200, 404),
     lambda n: post("/orders", {"customer": f"customer-{n}", "items": []}, 422),
     lambda _: get("/nowhere", 404),

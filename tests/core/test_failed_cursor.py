@@ -10,12 +10,12 @@ import pytest
 from peewee_frameworks import connection_scope
 
 
-def test_an_error_keeps_no_statement_of_its_connection_open(lite, LiteNote):
+def test_an_error_keeps_no_statement_of_its_connection_open(lite, lite_note):
     """Else whoever frees the error later, an event loop's thread say, waits for the next user of the connection."""
     with connection_scope(lite):
-        note = LiteNote.create(text="one")
+        note = lite_note.create(text="one")
         with pytest.raises(peewee.IntegrityError) as caught:
-            LiteNote.insert(id=note.id, text="two").execute()
+            lite_note.insert(id=note.id, text="two").execute()
     traceback, cursors = caught.value.__traceback__, []
     while traceback is not None:
         cursor = traceback.tb_frame.f_locals.get("cursor")
