@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 PLACES: dict[str, tuple[Kind, ...]] = {
     "flask-werkzeug": ("sqlite",),
     "flask-gthread": ("postgres", "mysql", "sqlite"),
-    "sanic-workers": ("mysql", "postgres", "sqlite"),
-    "sanic-single": ("postgres",),
+    "sanic-workers": ("mysql", "postgres"),
+    "sanic-single": ("postgres", "sqlite"),
     "fastapi-uvloop": ("postgres", "mysql", "sqlite"),
     "fastapi-asyncio": ("mysql",),
     "starlette-uvloop": ("mysql", "postgres", "sqlite"),

@@ -23,7 +23,7 @@ def after_deadline(served: Served, route: str, kind: str, transaction: str) -> N
     served.settle()
     if transaction:
         # The loop of a Flask view does not end before its threads.
-        assert [served.count(one) for one in ids] == [1 if served.is_flask else ROWS[kind]] * 4
+        assert served.counts(ids) == [1 if served.is_flask else ROWS[kind]] * 4
     served.expect_right("/ok", 20)
 
 
