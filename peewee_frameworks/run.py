@@ -146,13 +146,28 @@ class Runner:
             slot.call_ended()
             raise
         loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[_Result] = loop.create_future()
 
-        def ended(_: object) -> None:
+        def ended() -> None:
+            slot.call_ended()
+            if waiter.cancelled() or future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                waiter.set_result(future.result())
+            else:
+                waiter.set_exception(error)
+
+        def wake(_: object) -> None:  # once for both: to wake a loop is a system call
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a turn any more
-                loop.call_soon_threadsafe(slot.call_ended)
+                loop.call_soon_threadsafe(ended)
 
-        future.add_done_callback(ended)
-        return await asyncio.wrap_future(future)
+        future.add_done_callback(wake)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            future.cancel()  # if it has not begun
+            raise
 
     def _not_admitted(self, scope: Scope) -> PoolTimeout:
         return PoolTimeout(

@@ -68,6 +68,15 @@ def _complete(function: Callable[..., _Result], args: tuple[Any, ...], kwargs: d
     return result
 
 
+def _complete_alone(
+    scope: Scope, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> _Result:
+    try:
+        return _complete(function, args, kwargs)
+    finally:
+        scope.finish()
+
+
 def _runner(state: State) -> Runner:
     runner: Runner | None = state.runner
     if runner is None:
@@ -102,11 +111,15 @@ async def run(state: State, function: Callable[..., _Result], *args: Any, **kwar
 
     Raises: what the function raises; `PoolTimeout` if no place came free in time.
     """
-    unit = _Unit(state, f"db.run({getattr(function, '__qualname__', function)})")
+    frames = current_frames.get()
+    if frames is not None and frames.scope is not None and state in frames:
+        return await _runner(state).run(frames.scope, _complete, function, args, kwargs)
+    scope = Scope([state], f"db.run({getattr(function, '__qualname__', function)})")
+    scope.enter()
     try:
-        return await _runner(state).run(unit.scope, _complete, function, args, kwargs)
+        return await _runner(state).run(scope, _complete_alone, scope, function, args, kwargs)
     finally:
-        await unit.end()
+        scope.exit()  # it is finished on the thread: a cancelled caller leaves the call to its end there
 
 
 # -- transaction blocks --------------------------------------------------------------------------------------------------
