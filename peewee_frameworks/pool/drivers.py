@@ -7,11 +7,13 @@ A driver is recognised by the module of its connection class; an unknown one is 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import select
 import socket
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from .entries import CHECK, CLEAN, CLOSE
@@ -85,9 +87,11 @@ class Driver:
 
     def forsake(self, conn: Any) -> None:
         """In a forked child: point the inherited descriptor at nothing, so that no byte reaches the parent's socket."""
-        with contextlib.suppress(Exception):  # a driver without a descriptor has nothing to say to anybody
+        with contextlib.suppress(Exception):  # no descriptor any more: it had been closed
             source = self.socket_of(conn)
             if source is None:
+                # The interpreter's end would finalise it, and that may say goodbye on the parent's socket: never.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn))
                 return
             number = source if isinstance(source, int) else source.fileno()
             null = os.open(os.devnull, os.O_RDWR)
@@ -238,11 +242,21 @@ class Psycopg2Driver(Driver):
 
 
 class MySQLClientDriver(Driver):
-    """mysqlclient hides the server's status, so every return costs a ``ROLLBACK``; it has no descriptor to poll."""
+    """mysqlclient hides the server's status, so every return costs a ``ROLLBACK``."""
 
     name = "mysqlclient"
     lost_codes = _MYSQL_LOST
     tells_dirty = False
+
+    def __init__(self) -> None:
+        self._descriptors: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def socket_of(self, conn: Any) -> Any:
+        """See `Driver.socket_of`; only later versions tell, and not while another thread is in a query."""
+        number = self._descriptors.get(conn)
+        if number is None and hasattr(conn, "fileno"):
+            number = self._descriptors[conn] = conn.fileno()
+        return number
 
     def condition(self, conn: Any) -> str | None:
         """See `Driver.condition`."""
@@ -254,19 +268,49 @@ class MySQLClientDriver(Driver):
 
 
 class MySQLConnectorDriver(Driver):
-    """mysql-connector-python and MariaDB's connector: both know whether a transaction is open."""
+    """mysql-connector-python, in Python or in C; the latter has no descriptor to poll."""
 
     name = "mysql-connector"
     lost_codes = _MYSQL_LOST
 
+    def socket_of(self, conn: Any) -> Any:
+        """See `Driver.socket_of`."""
+        return getattr(getattr(conn, "_socket", None), "sock", None)
+
     def condition(self, conn: Any) -> str | None:
         """See `Driver.condition`."""
-        if getattr(conn, "unread_result", False):
+        if conn.unread_result:
             return "returned in the middle of a result"
-        return CLEAN if getattr(conn, "in_transaction", True) else None
+        return CLEAN if conn.in_transaction else None
 
     def ping(self, conn: Any, timeout: float) -> None:
-        """See `Driver.ping`; neither reconnects unless asked to."""
+        """See `Driver.ping`; it does not reconnect unless asked to."""
+        conn.ping()
+
+    def is_disconnect(self, error: BaseException, conn: Any) -> bool:
+        """See `Driver.is_disconnect`; on a lost connection it often says no more than "not available"."""
+        if super().is_disconnect(error, conn):
+            return True
+        probe = self.probe(conn)
+        return probe is not None and bool(probe(0))
+
+
+class MariaDBDriver(Driver):
+    """MariaDB's connector, which passes the server's status on."""
+
+    name = "mariadb"
+    lost_codes = _MYSQL_LOST
+
+    def socket_of(self, conn: Any) -> Any:
+        """See `Driver.socket_of`. Not ``conn.socket``, which would own the descriptor, and close it a second time."""
+        return conn._get_socket() if hasattr(conn, "_get_socket") else None
+
+    def condition(self, conn: Any) -> str | None:
+        """See `Driver.condition`; on a closed connection asking for the status raises, which is reason enough."""
+        return CLEAN if conn.server_status & PyMySQLDriver.in_transaction else None
+
+    def ping(self, conn: Any, timeout: float) -> None:
+        """See `Driver.ping`; it does not reconnect unless asked to."""
         conn.ping()
 
 
@@ -277,7 +321,7 @@ _DRIVERS: dict[str, Driver] = {
     "psycopg2": Psycopg2Driver(),
     "MySQLdb": MySQLClientDriver(),
     "mysql": MySQLConnectorDriver(),
-    "mariadb": MySQLConnectorDriver(),
+    "mariadb": MariaDBDriver(),
 }
 _GENERIC = Driver()
 
@@ -313,6 +357,7 @@ def _codes(error: BaseException) -> set[Any]:
     first = error.args[0] if error.args else None
     return {
         first if isinstance(first, int) else None,
+        getattr(error, "errno", None),
         getattr(error, "sqlstate", None) or getattr(error, "pgcode", None),
     }
 

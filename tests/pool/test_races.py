@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -333,6 +334,28 @@ def test_a_statement_that_was_interrupted_takes_its_connection_with_it():
     db.close()
     eventually(lambda: settled(db.pool))
     db.pool.close(0)
+
+
+def test_57_what_a_child_inherits_is_not_finalised_there_even_when_it_ends():
+    """A driver without a descriptor; its finaliser would say goodbye to the server in the parent's name."""
+    code = """
+import os, sys, warnings
+from peewee_frameworks.pool import Pool
+class Conn:
+    in_transaction = False
+    def __del__(self, write=os.write): write(1, b"goodbye")
+    def close(self): pass
+pool = Pool(Conn)
+pool.release(pool.acquire())
+warnings.simplefilter("ignore", DeprecationWarning)
+child = os.fork()
+if child == 0:
+    sys.exit()
+os.waitpid(child, 0)
+os._exit(0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=True)
+    assert result.stdout == b""
 
 
 def test_23_a_checkout_listener_that_raises_what_is_no_exception_gives_the_connection_back(pool_of):
