@@ -103,12 +103,8 @@ def make_lock() -> Any:
 
 
 def make_queue() -> Any:
-    """Make a ``queue.SimpleQueue`` between the caller and what `start_thread` starts.
-
-    The patch of `queue` is one of its own: what counts is whether threads are greenlets.
-    """
-    monkey = sys.modules.get("gevent.monkey")
-    if unpatched_hub() is None and not (monkey is not None and monkey.is_module_patched("threading")):
+    """Make a ``queue.SimpleQueue`` between the caller and what `start_thread` starts."""
+    if not _starts_greenlets():
         return NativeQueue()
     from gevent.queue import SimpleQueue  # noqa: PLC0415 - as above
 
@@ -116,13 +112,23 @@ def make_queue() -> Any:
 
 
 def start_thread(function: Callable[[], object], name: str) -> None:
-    """Run a function aside: in a daemon thread, which is a greenlet if threading is patched, or in a greenlet."""
-    if unpatched_hub() is None:
+    """Run a function aside, in a daemon thread or a greenlet, without a switch to another greenlet.
+
+    A patched ``Thread.start`` would be one: it waits until the thread runs, and a greenlet that is killed there leaves its
+    caller's work half done.
+    """
+    if not _starts_greenlets():
         threading.Thread(target=function, name=name, daemon=True).start()
         return
     from gevent import spawn  # noqa: PLC0415 - as above
 
     spawn(function)
+
+
+def _starts_greenlets() -> bool:
+    """Return whether what runs aside is a greenlet. The patch of `queue` is one of its own and says nothing about it."""
+    monkey = sys.modules.get("gevent.monkey")
+    return (monkey is not None and bool(monkey.is_module_patched("threading"))) or unpatched_hub() is not None
 
 
 def diagnose(database: Any = None) -> list[Finding]:

@@ -295,8 +295,8 @@ class Pool:
             return conn
 
     def _wait_in_line(self, engine: Engine, waiter: ThreadWaiter, timeout: float | None) -> Any:
-        deadline = self._enqueue(engine, waiter, timeout)
-        try:
+        try:  # from here on: what is struck while it queues must not leave its place behind
+            deadline = self._enqueue(engine, waiter, timeout)
             while True:
                 left = None if deadline is None else deadline - self._clock()
                 with lending():
@@ -332,9 +332,9 @@ class Pool:
             return conn
 
     async def _await_in_line(self, engine: Engine, waiter: TaskWaiter, timeout: float | None) -> Any:
-        deadline = self._enqueue(engine, waiter, timeout)
         timer: asyncio.TimerHandle | None = None
         try:
+            deadline = self._enqueue(engine, waiter, timeout)
             while True:
                 if deadline is not None:
                     # Set anew each time: a loop may call too early, uvloop by up to half a millisecond.
