@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -65,13 +66,35 @@ class PoolKeeper:
                 ) from None
         try:
             with wrapping_errors:
-                conn = await database._pool_acquire(pool)
+                conn = await self._check_out(pool)
         except TimeoutError:
             raise self._exhausted() from None
         except Exception as error:
             raise self.unavailable(error) from error
         conn._pool = pool  # a late return can tell that the pool was replaced
         return conn
+
+    async def _check_out(self, pool: Any) -> Any:
+        database = self._state.database
+        if getattr(database, "cancels_cleanly", False):
+            return await database._pool_acquire(pool)
+        # aiomysql and pwasyncio use `wait_for`, which up to Python 3.11 may lose a cancellation, and with it the connection
+        # that arrives at that moment. So nobody cancels them: what comes too late is given back.
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(database._pool_acquire(pool), name="peewee-acquire", context=contextvars.Context())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._state.returning.add(task)
+            task.add_done_callback(functools.partial(self._came_too_late, pool))
+            raise
+
+    def _came_too_late(self, pool: Any, task: asyncio.Task[Any]) -> None:
+        self._state.returning.discard(task)
+        if not task.cancelled() and task.exception() is None:
+            conn = task.result()
+            conn._pool = pool
+            self._state.give_back(conn)
 
     def _exhausted(self) -> PoolTimeout:
         database = self._state.database

@@ -143,6 +143,8 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
     """
 
     psycopg3_adapter = postgres_ext.Psycopg3ExtAdapter
+    # psycopg's pool gives back what comes when its waiter was cancelled; see `PoolKeeper`.
+    cancels_cleanly = True
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from tests.support.databases import Place, scratch
 from tests.support.servers import admin_connection, require_server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from collections.abc import Coroutine
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What Peewee's documentation of its asyncio layer shows: the same on four asynchronous databases and three sync pooled ones."""
+"""What Peewee's documentation of its asyncio layer shows, the same on four asynchronous databases and three sync ones."""
 
 from __future__ import annotations
 
