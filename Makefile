@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 APP ?= flask_blog
+# Most tests wait for servers, so a few more than there are processors.
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench serve clean
@@ -33,7 +35,7 @@ demo: $(VENV)/.demo  ## Serve all four example apps, drive them hard, print the 
 	$(BIN)/python -m example_apps.demo
 
 test: $(VENV)/.dev  ## Run the tests (ARGS="-k name" to choose)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 lint: $(VENV)/.dev  ## Ruff, rules and format
 	$(BIN)/ruff check .

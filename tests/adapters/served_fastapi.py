@@ -109,8 +109,8 @@ def make_app() -> FastAPI:
         with database.atomic():
             yield database
 
-    Connection = Annotated[Any, Depends(orm.connection)]  # noqa: N806 - a type
-    Atomic = Annotated[Any, Depends(orm.transaction, scope="function")]  # noqa: N806 - a type
+    Connection = Annotated[Any, Depends(orm.connection)]
+    Atomic = Annotated[Any, Depends(orm.transaction, scope="function")]
 
     @app.get("/_stats")
     async def stats() -> Any:

@@ -88,7 +88,7 @@ def sqlite_shop(make_place):
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_the_transaction_dependency_commits_on_success_and_rolls_back_on_an_exception(scope, kind, shop):
     """In sync and async endpoints, in both of FastAPI's scopes; committed when the response is there."""
-    Atomic = Annotated[Any, Depends(shop.orm.transaction, scope=scope)]  # noqa: N806 - a type
+    Atomic = Annotated[Any, Depends(shop.orm.transaction, scope=scope)]
     app = shop.app()
 
     def create(name, fail):
@@ -235,7 +235,7 @@ def test_a_sync_yield_dependency_of_the_application_shares_the_transaction_acros
 
 def test_the_connection_dependency_gives_the_database_everywhere(shop):
     """On the application, a router, an endpoint, a websocket; for a background task too."""
-    Connection = Annotated[Any, Depends(shop.orm.connection)]  # noqa: N806 - a type
+    Connection = Annotated[Any, Depends(shop.orm.connection)]
     app = FastAPI(lifespan=shop.orm.lifespan(), dependencies=[Depends(shop.orm.connection)])
     shop.orm.init_app(app)
     router = APIRouter(prefix="/r", dependencies=[Depends(shop.orm.connection)])

@@ -17,8 +17,7 @@ from tests.support.databases import Place, scratch
 from tests.support.servers import admin_connection, require_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
 DRIVERS = {"aiosqlite": "sqlite", "aiomysql": "mysql", "asyncpg": "postgres", "psycopg": "postgres"}

@@ -41,8 +41,8 @@ def make_app() -> FastAPI:
         world.orms.append(other)
         other.init_app(app)
 
-    Connection = Annotated[Database, Depends(orm.connection)]  # noqa: N806 - the names are those of the README
-    Atomic = Annotated[Database, Depends(orm.transaction, scope="function")]  # noqa: N806
+    Connection = Annotated[Database, Depends(orm.connection)]
+    Atomic = Annotated[Database, Depends(orm.transaction, scope="function")]
 
     def greeted(rid: str, db: Connection) -> Iterator[str]:
         """A dependency of the user's: sync, yields, and queries after the response; on two threads, as it comes."""
@@ -59,9 +59,9 @@ def make_app() -> FastAPI:
         with work.db.atomic():
             yield work.write(rid)
 
-    Greeted = Annotated[str, Depends(greeted)]  # noqa: N806
-    Known = Annotated[str, Depends(known)]  # noqa: N806
-    Opened = Annotated[str, Depends(opened, scope="function")]  # noqa: N806
+    Greeted = Annotated[str, Depends(greeted)]
+    Known = Annotated[str, Depends(known)]
+    Opened = Annotated[str, Depends(opened, scope="function")]
 
     # Errors
 
