@@ -217,8 +217,15 @@ def test_a_scope_that_ends_inside_its_own_statement_waits_for_it(lite, lite_note
     """`finish` on the very thread that runs a statement, from a signal handler or a finaliser, takes nothing away."""
     scope = open_scope(lite)
     lite_note.select().count()
-    lite.query_hooks.append(lambda event: scope.finish())
+    held = []
+
+    def hook(event):
+        scope.finish()
+        held.append(in_use(lite))
+
+    lite.query_hooks.append(hook)
     assert lite.execute_sql("select 5").fetchall() == [(5,)]
+    assert held == [1]
     lite.query_hooks.clear()
     scope.exit()
     eventually(lambda: in_use(lite) == 0)

@@ -128,31 +128,32 @@ def test_after_the_commit_callbacks_are_outside_the_transaction(db, note):
         assert seen == [1]
 
 
-def test_one_atomic_object_serves_several_threads(lite, lite_note):
-    """A block object that two threads enter at once ends, for each, the transaction that it began."""
-    shared = lite.atomic()
-    both = threading.Barrier(2, timeout=10)
-    turn = threading.Event()
+@pytest.mark.parametrize("make", ["atomic", "transaction"])
+def test_one_block_object_serves_several_threads(lite, lite_note, make):
+    """A block object that two threads enter ends, for each, the transaction that it began, whoever leaves first."""
+    shared = getattr(lite, make)()
+    entered, both_in, first_out = threading.Event(), threading.Event(), threading.Event()
 
     def first():
         with connection_scope(lite):
             with pytest.raises(KeyError), shared:
                 lite_note.select().count()
-                both.wait()
-                turn.wait(10)  # the other one entered later, and leaves first
+                entered.set()
+                assert both_in.wait(10)
                 raise KeyError
-            return lite_note.select().count()
+            first_out.set()
 
     def second():
-        with connection_scope(lite):
-            with shared:
-                lite_note.create(text="second")
-                both.wait()
-            turn.set()
-            return True
+        assert entered.wait(10)
+        with connection_scope(lite), shared:
+            lite_note.create(text="second")
+            both_in.set()
+            assert first_out.wait(10)
+            assert lite.in_transaction()
 
-    results = run_threads(2, lambda index: (first, second)[index]())
-    assert results == [1, True]
+    run_threads(2, lambda index: (first, second)[index]())
+    with connection_scope(lite):
+        assert lite_note.select().count() == 1
 
 
 def test_one_transaction_object_may_be_nested(lite, lite_note):
@@ -173,6 +174,11 @@ def test_the_mark_of_a_long_lived_context_does_not_grow(lite):
             with lite.atomic():
                 pass
         assert current_lineage.get() is None
+        for _ in range(5):  # begun here, ended elsewhere
+            block = lite.atomic()
+            block.__enter__()
+            contextvars.copy_context().run(block.__exit__, None, None, None)
+        assert current_lineage.get().outer is None
 
 
 def test_a_coroutine_closed_elsewhere_ends_its_own_transaction(db, note):
