@@ -30,7 +30,8 @@ class Row:
     """One question, asked to several contenders.
 
     Each contender is a function that measures once and returns a number in ``unit``, or a mapping of which ``value``
-    is that number. ``floor`` names the physical or unavoidable cost; ``target`` judges (ours, medians by contender).
+    is that number. ``floor`` names the physical or unavoidable cost; ``passes`` judges (ours, medians by contender), among
+    those whose details are ``comparable``.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Row:
     lower_is_better: bool = True
     repeats: int = 3
     ours: str = "peewee_frameworks"
+    comparable: Callable[[Mapping[str, Any]], bool] = lambda _details: True
 
 
 @dataclass
@@ -64,7 +66,12 @@ class Outcome:
         if self.row.passes is None:
             return "-"
         try:
-            return "reached" if self.row.passes(ours, self.medians) else "MISSED"
+            rivals = {
+                name: value
+                for name, value in self.medians.items()
+                if name == self.row.ours or self.row.comparable(self.details[name][-1])
+            }
+            return "reached" if self.row.passes(ours, rivals) else "MISSED"
         except KeyError as error:
             return f"no {error}"
 
@@ -76,12 +83,21 @@ def discover() -> list[Row]:
     return rows
 
 
-def run(rows: Sequence[Row], repeats: int | None) -> list[Outcome]:
-    """Measure each row; the contenders take turns, so that a slow minute of the machine hits them all."""
+def run(rows: Sequence[Row], repeats: int | None, minutes: float) -> list[Outcome]:
+    """Measure each row; the contenders take turns, so that a slow minute of the machine hits them all.
+
+    When the minutes are over, no row is begun, and none repeated.
+    """
     outcomes = []
+    end = time.monotonic() + minutes * 60
     for row in rows:
+        if time.monotonic() > end:
+            print(f"\n{row.name}: not measured, the {minutes:g} minutes are over (--minutes)")
+            continue
         outcome = Outcome(row)
-        for _ in range(repeats or row.repeats):
+        for repeat in range(repeats or row.repeats):
+            if repeat and time.monotonic() > end:
+                break
             for name, measure in row.contenders.items():
                 if name in outcome.errors:
                     continue
@@ -141,6 +157,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="NAME", action="append", help="rows whose name contains NAME; repeatable")
     parser.add_argument("--repeats", type=int, help="instead of each row's own number")
+    parser.add_argument("--minutes", type=float, default=14.0, help="after this long, begin no more rows (default 14)")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     parser.add_argument("--json", type=Path, default=Path("bench-results/results.json"), help="where the JSON goes")
     options = parser.parse_args(arguments)
@@ -152,7 +169,8 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("peewee_frameworks").setLevel(logging.ERROR)  # dirty returns are warned about, and meant here
     header = machine()
     print(" ".join(f"{key}={value}" for key, value in header.items()))
-    outcomes = run(rows, options.repeats)
+    start = time.monotonic()
+    outcomes = run(rows, options.repeats, options.minutes)
     print(f"\n{'row':28} {'ours':>12} {'target':60} verdict")
     for outcome in outcomes:
         ours = outcome.medians.get(outcome.row.ours)
@@ -181,7 +199,7 @@ def main(arguments: Sequence[str]) -> int:
             indent=2,
         )
     )
-    print(f"\nwritten: {options.json}")
+    print(f"\n{time.monotonic() - start:.0f} s; written: {options.json}")
     return 0 if all(not outcome.errors.get(outcome.row.ours) for outcome in outcomes) else 1
 
 

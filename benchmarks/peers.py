@@ -103,6 +103,18 @@ class MortalStubDriver(OurStubDriver):
         return "close"
 
 
+class SocketStubDriver(OurStubDriver):
+    """With a real socket to look at."""
+
+    def __init__(self, sock: Any) -> None:
+        self.sock = sock
+
+    def socket_of(self, conn: Any) -> Any:
+        return self.sock
+
+    probe = Driver.probe
+
+
 class Ours:
     def __init__(
         self, stub: Stub, size: int, timeout: float = 30, lifetime: float | None = None, **options: Any

@@ -13,7 +13,9 @@ import os
 import select
 import socket
 import sys
+import types
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .entries import CHECK, CLEAN, CLOSE
@@ -44,10 +46,7 @@ class Driver:
         source = self.socket_of(conn)
         if source is None or not hasattr(select, "poll"):
             return None
-        poller = _native_poll()()
-        poller.register(source, select.POLLIN)
-        poll: Callable[[int], Any] = poller.poll
-        return poll
+        return types.MethodType(_look, source if isinstance(source, int) else source.fileno())
 
     def verdict(self, conn: Any) -> str:
         """Judge an idle connection whose socket has something to say: CLOSE, or CHECK it by a ping."""
@@ -333,6 +332,24 @@ def driver_of(conn: Any) -> Driver:
         if driver is not None:
             return driver
     return _GENERIC
+
+
+# One for each thread that looks at the same time; one for each connection would be 450 bytes apiece.
+_pollers: deque[Any] = deque()
+
+
+def _look(descriptor: int, timeout: int) -> Any:
+    """Poll one descriptor; the answer is empty when there is nothing to read and no end to see."""
+    try:
+        poller = _pollers.pop()
+    except IndexError:
+        poller = _native_poll()()
+    poller.register(descriptor, select.POLLIN)
+    try:
+        return poller.poll(timeout)
+    finally:
+        poller.unregister(descriptor)
+        _pollers.append(poller)
 
 
 def _native_poll() -> Any:

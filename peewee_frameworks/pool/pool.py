@@ -46,6 +46,8 @@ LOOP_PATIENCE = 0.05
 """Seconds for which a query written inline in a coroutine may block its event loop while a connection is being opened. Such a
 query blocks the loop for its round trips anyway; this is half of what asyncio's debug mode calls a slow callback."""
 
+REAP_INTERVAL = 0.05  # seconds between two looks for connections without owner, by callers who queue behind others
+
 _DEFAULT: Any = object()  # "the pool's own timeout", where None means "do not wait"
 
 
@@ -88,7 +90,7 @@ class Pool:
         self._watch = False  # somebody wants to know about each checkout and checkin
         self._suspended_error = False
         self._emptied: ThreadWaiter | None = None
-        self._seen: Any = None
+        self._looked = 0.0  # when a caller last looked for connections without owner
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}: {self._numbers()}>"
@@ -360,8 +362,10 @@ class Pool:
         """Queue a waiter and return its deadline."""
         if self._suspended_error and engine.shut and not engine.closed:
             raise self._error(PoolExhausted, "the pool is suspended")
-        if len(engine.entries) >= engine.max:
-            reap(engine, self._clock(), self._reaped)  # whoever died holding one should not make others wait
+        # Whoever died holding one should not make others wait; in a long queue, a look now and then is enough.
+        if len(engine.entries) >= engine.max and (not engine.waiters or waiter.since - self._looked >= REAP_INTERVAL):
+            self._looked = waiter.since
+            reap(engine, waiter.since, self._reaped)
         wait, seconds = seconds_to_wait(timeout)
         refusal = engine.enqueue(waiter)
         if refusal == "closed":
