@@ -255,14 +255,19 @@ async def _respond(request: HTTPConnection, error: Exception) -> Response:
 
 
 _lenders: WeakKeyDictionary[asyncio.AbstractEventLoop, Lender] = WeakKeyDictionary()
+_latest: Lender | None = None  # most processes have one loop, and a look-up by weak key costs more than all else here
 
 
 def _lender() -> Lender:
     """Return what lends places among the threads in which Starlette runs sync code."""
+    global _latest  # noqa: PLW0603 - a cache of one; a thread with another loop sees that it is not its own
     loop = asyncio.get_running_loop()
-    lender = _lenders.get(loop)
-    if lender is None:
-        lender = _lenders[loop] = Lender(loop, current_default_thread_limiter())
+    lender = _latest
+    if lender is None or lender.loop() is not loop:
+        lender = _lenders.get(loop)
+        if lender is None:
+            lender = _lenders[loop] = Lender(loop, current_default_thread_limiter())
+        _latest = lender
     return lender
 
 

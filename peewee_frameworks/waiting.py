@@ -26,10 +26,10 @@ class Limiter(Protocol):
 class Lender:
     """Enlarges the set of threads of one event loop while one of them waits; a context manager, used by many at once."""
 
-    __slots__ = ("_limiter", "_loop")
+    __slots__ = ("_limiter", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limiter: Limiter) -> None:
-        self._loop = weakref.ref(loop)  # or what adapters keep by loop would keep the loop
+        self.loop = weakref.ref(loop)  # or what adapters keep by loop would keep the loop
         self._limiter = limiter
 
     def __enter__(self) -> None:
@@ -39,7 +39,7 @@ class Lender:
         self._change(-1)
 
     def _change(self, places: int) -> None:
-        loop = self._loop()
+        loop = self.loop()
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and its threads have nothing left to do
                 loop.call_soon_threadsafe(self._add, places)
