@@ -82,6 +82,7 @@ class Background:
                     return
 
     def _work_off(self, ready: threading.Condition) -> None:
+        # A function of its own: when it returns, the idle thread keeps no job, and so no connection, alive.
         while True:
             with ready:
                 if not self._jobs:
@@ -93,8 +94,6 @@ class Background:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-                del result
-            del job, future  # an idle thread must not keep a connection alive
 
     def forget(self) -> None:
         """Start anew in a forked child, where none of the threads exist."""

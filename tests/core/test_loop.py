@@ -102,6 +102,21 @@ def test_a_return_that_needs_io_goes_on_elsewhere(make_sqlite, monkeypatch, way)
     assert threading.current_thread() not in watched.threads
 
 
+def test_a_result_left_half_read_on_the_loop_is_closed(lite):
+    """The connection goes back without a statement that still reads."""
+
+    async def main():
+        async with connection_scope(lite):
+            conn = lite.connection()
+            cursor = lite.execute_sql("select 1 union select 2")
+        with pytest.raises(peewee.sqlite3.ProgrammingError):
+            cursor.fetchone()
+        async with connection_scope(lite):
+            assert lite.connection() is conn
+
+    asyncio.run(main())
+
+
 def test_playhouses_lock_is_not_waited_for(make_sqlite):
     """While another thread holds the pool's lock, as playhouse does when it connects, the return goes on elsewhere."""
     database = make_sqlite()

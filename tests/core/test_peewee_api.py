@@ -303,7 +303,7 @@ def test_the_same_as_stock(run, place):
             results.append((mode, run(database, note)))
         eventually(lambda database=database: not database._in_use)
         with database.connection_context():
-            database.drop_tables([note])
+            note.delete().execute()
         database.close_all()
     assert results[1][1] == results[0][1]
     assert results[2][1] == results[0][1]
@@ -352,5 +352,5 @@ def test_tuning_arguments_reach_the_driver(place):
                 note.create(text=block.__name__)
                 if place.kind == "postgres":
                     assert database.execute_sql("SHOW transaction_isolation").fetchone() == ("serializable",)
-        database.drop_tables([note])
+        note.delete().execute()
     database.close_all()

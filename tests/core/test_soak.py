@@ -265,5 +265,5 @@ def test_nothing_is_left_and_nobody_meets(place, seed):
     assert there - ledger.kept - ledger.open == set(), "rolled back, but there"
     assert ledger.kept, f"nothing was done: {ledger.counts}"
     with database.connection_context():
-        database.drop_tables([note])
+        note.delete().execute()
     database.close_all()
