@@ -112,7 +112,7 @@ class RequestMiddleware:
             return self._http(work, scope, receive, send)
         return self._websocket(work, scope, receive, send)
 
-    async def _http(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: C901 - two ways to send, the quick one for what queried nothing
+    async def _http(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: C901 - two ways to send
         runtime = self.runtime
         started = False
 

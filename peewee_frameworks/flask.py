@@ -247,8 +247,11 @@ class Peewee:
         except ConfigurationError:
             return  # a DatabaseProxy, which the application may be about to initialise in this very context
         around = current_scope()
-        if around is not None and around.ended:
-            around = None
+        if around is not None:
+            if around.ended:
+                around = None
+            elif around.states is states:  # a request: the scope of our own wrapper
+                return
         if around is None or any(state not in around.frames for state in states):
             _scopes()[self] = self.runtime.begin(f"the application context of {app.name!r}", around)
 

@@ -87,11 +87,12 @@ class ScopeMiddleware:
         if not self.prepare:
             return self.app(environ, response.start)
         try:
-            eager, atomic = self.runtime.policy(environ, (_path(environ),))
-            if atomic:
-                response.work.set_atomic()
-            if eager:
-                response.work.connect()
+            if self.runtime.has_policy:
+                eager, atomic = self.runtime.policy(environ, (_path(environ),))
+                if atomic:
+                    response.work.set_atomic()
+                if eager:
+                    response.work.connect()
             return self.app(environ, response.start)
         except Exception as error:
             problem = None if response.started or not self.runtime.options.errors else problem_for(error)
@@ -140,11 +141,15 @@ class _Response:
         return self
 
     def __next__(self) -> bytes:
-        self.work.enter()
+        work = self.work
+        work.enter()
         try:
             return next(self._parts)
         finally:
-            self._pause()
+            if work.untouched:
+                work.exit()
+            else:
+                self._pause()
 
     def close(self) -> None:
         """Close the application's body in the scope, then end the scope, whatever that raised."""
