@@ -405,6 +405,20 @@ def test_an_early_release_waits_for_what_is_open(db, note, what):
         assert note.select().count() == 1
 
 
+def test_an_early_release_needs_no_help_from_the_driver_for_blocks(lite, lite_note, monkeypatch):
+    """Where a driver cannot tell whether a transaction is open, blocks and savepoints still keep the connection."""
+    monkeypatch.setattr("peewee_frameworks.frame.transaction_is_open", lambda conn: None)
+    with connection_scope(lite) as scope:
+        for block in (lite.savepoint(), lite.atomic(), lite.connection_context()):
+            with block:
+                lite_note.select().count()
+                scope.release_early()
+                assert scope.connected
+        lite_note.select().count()
+        scope.release_early()
+        assert not scope.connected
+
+
 def test_an_early_release_waits_for_a_result_that_is_being_read(lite, lite_note):
     """A result that is read row by row keeps its connection until it is dropped."""
     with connection_scope(lite) as scope:
