@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 HERE = Path(__file__).parent
 
@@ -83,20 +83,20 @@ def discover() -> list[Row]:
     return rows
 
 
-def run(rows: Sequence[Row], repeats: int | None, minutes: float) -> list[Outcome]:
+def run(rows: Sequence[Row], repeats: int | None, minutes: float) -> Iterator[Outcome]:
     """Measure each row; the contenders take turns, so that a slow minute of the machine hits them all.
 
-    When the minutes are over, no row is begun, and none repeated.
+    After two thirds of the minutes rows are measured once, and when they are over no row is begun.
     """
-    outcomes = []
-    end = time.monotonic() + minutes * 60
+    start = time.monotonic()
+    end, hurry = start + minutes * 60, start + minutes * 40
     for row in rows:
         if time.monotonic() > end:
             print(f"\n{row.name}: not measured, the {minutes:g} minutes are over (--minutes)")
             continue
         outcome = Outcome(row)
         for repeat in range(repeats or row.repeats):
-            if repeat and time.monotonic() > end:
+            if repeat and time.monotonic() > hurry:
                 break
             for name, measure in row.contenders.items():
                 if name in outcome.errors:
@@ -109,9 +109,7 @@ def run(rows: Sequence[Row], repeats: int | None, minutes: float) -> list[Outcom
                 details = result if isinstance(result, dict) else {"value": result}
                 outcome.samples.setdefault(name, []).append(float(details["value"]))
                 outcome.details.setdefault(name, []).append(details)
-        outcomes.append(outcome)
-        print_row(outcome)
-    return outcomes
+        yield outcome
 
 
 def print_row(outcome: Outcome) -> None:
@@ -127,7 +125,7 @@ def print_row(outcome: Outcome) -> None:
         ratio = f"{value / ours:8.2f} x ours" if ours else ""
         extra = outcome.details[name][-1]
         notes = ", ".join(f"{key} {shown(number)}" for key, number in extra.items() if key != "value")
-        print(f"  {name:32} {shown(value):>10} {row.unit:6} {ratio:17} {notes}")
+        print(f"  {name:32} {shown(value):>10} {row.unit:6} {ratio:17} {notes}".rstrip())
     if row.target:
         print(f"  target: {row.target}: {outcome.verdict}")
 
@@ -151,33 +149,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str]) -> int:
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", metavar="NAME", action="append", help="rows whose name contains NAME; repeatable")
-    parser.add_argument("--repeats", type=int, help="instead of each row's own number")
-    parser.add_argument("--minutes", type=float, default=14.0, help="after this long, begin no more rows (default 14)")
-    parser.add_argument("--list", action="store_true", help="name the rows and stop")
-    parser.add_argument("--json", type=Path, default=Path("bench-results/results.json"), help="where the JSON goes")
-    options = parser.parse_args(arguments)
-    rows = [row for row in discover() if not options.only or any(part in row.name for part in options.only)]
-    if options.list:
-        for row in rows:
-            print(f"{row.name:28} {row.question}")
-        return 0
-    logging.getLogger("peewee_frameworks").setLevel(logging.ERROR)  # dirty returns are warned about, and meant here
-    header = machine()
-    print(" ".join(f"{key}={value}" for key, value in header.items()))
-    start = time.monotonic()
-    outcomes = run(rows, options.repeats, options.minutes)
-    print(f"\n{'row':28} {'ours':>12} {'target':60} verdict")
-    for outcome in outcomes:
-        ours = outcome.medians.get(outcome.row.ours)
-        text = "-" if ours is None else f"{shown(ours)} {outcome.row.unit}"
-        print(f"{outcome.row.name:28} {text:>12} {outcome.row.target[:60]:60} {outcome.verdict}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(
+def write(path: Path, header: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
         json.dumps(
             {
                 "machine": header,
@@ -199,6 +173,37 @@ def main(arguments: Sequence[str]) -> int:
             indent=2,
         )
     )
+
+
+def main(arguments: Sequence[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", metavar="NAME", action="append", help="rows whose name contains NAME; repeatable")
+    parser.add_argument("--repeats", type=int, help="instead of each row's own number")
+    parser.add_argument("--minutes", type=float, default=14.0, help="after this long, begin no more rows (default 14)")
+    parser.add_argument("--list", action="store_true", help="name the rows and stop")
+    parser.add_argument("--json", type=Path, default=Path("bench-results/results.json"), help="where the JSON goes")
+    options = parser.parse_args(arguments)
+    rows = [row for row in discover() if not options.only or any(part in row.name for part in options.only)]
+    if options.list:
+        for row in rows:
+            print(f"{row.name:28} {row.question}")
+        return 0
+    logging.getLogger("peewee_frameworks").setLevel(logging.ERROR)  # dirty returns are warned about, and meant here
+    header = machine()
+    print(" ".join(f"{key}={value}" for key, value in header.items()))
+    start = time.monotonic()
+    outcomes: list[Outcome] = []
+    for outcome in run(rows, options.repeats, options.minutes):
+        outcomes.append(outcome)
+        print_row(outcome)
+        write(options.json, header, outcomes)  # each time: what was measured stays when the rest is interrupted
+    print(f"\n{'row':28} {'ours':>12} {'target':60} verdict")
+    for outcome in outcomes:
+        ours = outcome.medians.get(outcome.row.ours)
+        text = "-" if ours is None else f"{shown(ours)} {outcome.row.unit}"
+        print(f"{outcome.row.name:28} {text:>12} {outcome.row.target[:60]:60} {outcome.verdict}")
     print(f"\n{time.monotonic() - start:.0f} s; written: {options.json}")
     return 0 if all(not outcome.errors.get(outcome.row.ours) for outcome in outcomes) else 1
 
