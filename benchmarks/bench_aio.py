@@ -138,7 +138,7 @@ async def stock_bridge(db: Any, work: Any, _: Any) -> None:
 
 
 async def our_bridge(db: Any, work: Any, _: Any) -> None:
-    async with connection_scope(db, label="bench"):
+    async with connection_scope(db, label="bench"), db:  # connected first, as the stock layer's block is
         await db.run(work)
 
 
