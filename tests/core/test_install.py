@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import sqlite3
+import threading
 
 import peewee
 import pytest
@@ -26,11 +28,17 @@ def test_installing_twice_is_installing_once(lite):
     assert run_threads(4, lambda _: install(lite)) == [state] * 4
 
 
-def test_threads_that_install_at_once_agree(tmp_path):
+def test_threads_that_install_at_once_agree(tmp_path, monkeypatch):
     """However many install at the same time, the database has one state."""
-    for _ in range(20):
-        database = PooledSqliteDatabase(str(tmp_path / "a.db"))
-        assert len(set(run_threads(4, lambda _, database=database: install(database)))) == 1
+    both = threading.Barrier(2)
+
+    def prepare(_):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # breaks: the second one waits outside, and finds the state there
+
+    monkeypatch.setattr("peewee_frameworks.state.prepare_sqlite", prepare)
+    database = PooledSqliteDatabase(str(tmp_path / "a.db"))
+    assert len(set(run_threads(2, lambda _: install(database)))) == 1
 
 
 def test_the_database_keeps_its_class_and_name(lite):
