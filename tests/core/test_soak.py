@@ -100,11 +100,10 @@ class Actor:
 
     def write(self, scope):
         text = self.ledger.text()
-        outer = self.database.in_transaction()
-        with self.database.atomic():
+        with self.database.atomic() as block:
             self.note.create(text=text)
             self.check()
-        if not outer and not self.database.in_transaction():
+        if isinstance(block, peewee._transaction):  # else the block around decides
             self.ledger.settle(text, kept=True)
 
     def fail(self, scope):
