@@ -479,7 +479,7 @@ ROWS = [
     ),
     Row(
         "killed",
-        "100 dead connections, 100 requests, a connect takes 50 ms; p99",
+        "100 dead connections, 100 requests, a connect takes 50 ms; p99 (connects 0: dead ones were handed out)",
         "ms",
         "100 connects in parallel",
         {**contenders(killed, WITHOUT_DBUTILS, delay=0.05), "100 connects": lambda: bare_connects(0.05, 100)},

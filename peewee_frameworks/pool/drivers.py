@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import sys
+import threading
 import types
 import weakref
 from collections import deque
@@ -379,6 +380,11 @@ def _codes(error: BaseException) -> set[Any]:
     }
 
 
+_tls_contexts: dict[Any, Any] = {}
+_tls_building: dict[Any, threading.Event] = {}
+TLS_PATIENCE = 2.0  # seconds for which a connect waits for another one to build their common TLS context
+
+
 @functools.cache
 def pymysql_connection_class() -> Any:
     """Return PyMySQL's connection class with two costs removed.
@@ -389,8 +395,6 @@ def pymysql_connection_class() -> Any:
     """
     from pymysql.connections import Connection  # noqa: PLC0415 - no driver is imported before its database is used
 
-    contexts: dict[Any, Any] = {}
-
     base: Any = Connection
 
     class PooledConnection(base):
@@ -400,11 +404,19 @@ def pymysql_connection_class() -> Any:
             if not isinstance(sslp, dict):
                 return super()._create_ssl_ctx(sslp)
             key = tuple(sorted((name, str(value)) for name, value in sslp.items()))
-            context = contexts.get(key)
-            if context is None:
-                # Two threads may both build the first one; the loser's is used once.
-                context = contexts[key] = super()._create_ssl_ctx(sslp)
-            return context
+            if key not in _tls_contexts:
+                mine = threading.Event()
+                built = _tls_building.setdefault(key, mine)
+                if built is mine:
+                    try:
+                        _tls_contexts[key] = super()._create_ssl_ctx(sslp)
+                    finally:
+                        del _tls_building[key]
+                        mine.set()
+                else:  # not for ever: a fork may have left the builder behind
+                    built.wait(TLS_PATIENCE)
+            context = _tls_contexts.get(key)
+            return super()._create_ssl_ctx(sslp) if context is None else context
 
         def connect(self, sock: Any = None) -> None:
             before = self._read_timeout

@@ -17,10 +17,11 @@ import pytest
 from peewee_frameworks.errors import PoolTimeout
 from peewee_frameworks.pool import Pool, PooledDatabase, PoolOptions, upkeep
 from peewee_frameworks.pool.core import Engine
+from peewee_frameworks.pool.drivers import pymysql_connection_class
 from peewee_frameworks.pool.entries import snapshot
 from peewee_frameworks.pool.waiters import Waiter
 from peewee_frameworks.pool.workers import Maintainer, Workers
-from tests.support.concurrency import eventually
+from tests.support.concurrency import eventually, run_threads
 from tests.support.loops import both_loops
 
 from .stub import StubError, numbers, settled
@@ -356,6 +357,40 @@ os._exit(0)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=True)
     assert result.stdout == b""
+
+
+def test_a_cold_burst_builds_one_tls_context(monkeypatch):
+    """Each costs 20 ms of CPU: 32 connects at once would spend more on that than on everything else."""
+    connections = pytest.importorskip("pymysql.connections")
+    built = []
+
+    def build(self, options):
+        built.append(options)
+        time.sleep(0.05)
+        return object()
+
+    monkeypatch.setattr(connections.Connection, "_create_ssl_ctx", build)
+    pymysql_connection_class.cache_clear()
+
+    def work(_):
+        return pymysql_connection_class()(defer_connect=True)._create_ssl_ctx({"ca": "a cold burst"})
+
+    contexts = run_threads(32, work)
+    assert len([options for options in built if options]) == 1  # without any it is the default one
+    assert len(set(map(id, contexts))) == 1
+
+
+def test_a_tls_context_that_cannot_be_built_is_everybodys_error(monkeypatch):
+    connections = pytest.importorskip("pymysql.connections")
+
+    def build(self, options):
+        time.sleep(0.01)
+        raise FileNotFoundError(options["ca"])
+
+    monkeypatch.setattr(connections.Connection, "_create_ssl_ctx", build)
+    conn = pymysql_connection_class()(defer_connect=True)
+    results = run_threads(8, lambda _: conn._create_ssl_ctx({"ca": "no such file"}), return_exceptions=True)
+    assert all(isinstance(result, FileNotFoundError) for result in results)
 
 
 def test_23_a_checkout_listener_that_raises_what_is_no_exception_gives_the_connection_back(pool_of):
