@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import peewee
 
@@ -80,10 +81,13 @@ class Options:
         for entry in self.exclude:
             if not isinstance(entry, str) and not callable(entry):
                 raise ConfigurationError(f"exclude holds {entry!r}, which is neither a pattern nor a function.")
-        if not callable(self.rollback_on) and not isinstance(self.rollback_on, Collection):
+        statuses: Any = self.rollback_on
+        if not callable(statuses) and (isinstance(statuses, str) or not isinstance(statuses, Collection)):
             raise ConfigurationError(
                 f"rollback_on={self.rollback_on!r}: give statuses, as range(400, 600), or a function."
             )
+        if isinstance(self.create_tables, type) or not isinstance(self.create_tables, Iterable):
+            raise ConfigurationError(f"create_tables={self.create_tables!r}: give a list of models.")
         for model in self.create_tables:
             if not (isinstance(model, type) and issubclass(model, peewee.Model)):
                 raise ConfigurationError(f"create_tables holds {model!r}, which is not a Peewee model.")
@@ -107,6 +111,7 @@ class Options:
         return bool(self.transaction(request)) if callable(self.transaction) else self.transaction
 
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _NAMES = tuple(option.name for option in fields(Options))
 _KEYS = {PREFIX + "DATABASE": "database", **{PREFIX + name.upper(): name for name in _NAMES}}
 # What a string from the environment becomes.
@@ -192,12 +197,9 @@ def connect_url(url: str) -> Any:
     """
     from playhouse import db_url  # noqa: PLC0415 - it imports every driver extension that is installed
 
-    try:
-        scheme = urlsplit(url).scheme
-        known = scheme in db_url.schemes
-    except ValueError as error:
-        raise ConfigurationError(f"The database URL {safe_url(url)} is malformed: {error}.") from None
-    if not known:
+    parts = split_url(url)
+    scheme = parts.scheme
+    if scheme not in db_url.schemes:
         raise ConfigurationError(
             f"The database URL {safe_url(url)} has the unknown scheme {scheme!r}.{_suggest(scheme, db_url.schemes)} "
             "It looks like mysql+pool://user@host/name, postgresql+pool://user@host/name or sqlite:///file.db."
@@ -206,20 +208,48 @@ def connect_url(url: str) -> Any:
         return db_url.connect(url, unquote_user=True, unquote_password=True)
     except Exception as error:  # noqa: BLE001 - whatever a driver makes of the URL's parameters
         # Peewee's own message quotes the URL, password included: so neither that message nor the chain to it.
-        reason = type(error).__name__ if url in str(error) else f"{type(error).__name__}: {error}"
+        quoted = (url, parts.password, unquote(parts.password or ""))
+        reason = type(error).__name__
+        if not any(secret and secret in str(error) for secret in quoted):
+            reason += f": {error}"
         raise ConfigurationError(
             f"The database URL {safe_url(url)} does not work ({reason}). It needs a database name after the host, "
             "as in mysql+pool://user@host/name; local files take three slashes, as in sqlite:///file.db."
         ) from None
 
 
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a database URL.
+
+    Raises: `ConfigurationError` for one that is malformed. A password with a ``/`` in it makes a part of it the port, and
+        Python's message would quote it: so neither that message nor the chain to it.
+    """
+    parts: SplitResult | None
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - it is parsed when it is asked for
+    except ValueError:
+        parts = None
+    scheme, separator, _ = url.partition(":")
+    if parts is None or (separator and not url.startswith("://", len(scheme))):
+        shown = f"{scheme}://…" if _SCHEME.fullmatch(scheme) else "(not a URL)"
+        raise ConfigurationError(
+            f"The database URL {shown} is malformed: '://' comes after the scheme, what follows the host's ':' must be a "
+            "number, and in user and password all but letters, digits and -._~ must be percent-encoded (/ is %2F, @ is %40)."
+        ) from None
+    return parts
+
+
 def safe_url(url: str) -> str:
-    """Return a URL without user, password and query, fit for a message."""
+    """Return a well-formed URL without user, password and query, fit for a message."""
     scheme, separator, rest = url.partition("://")
-    if not separator:
+    if not separator or not _SCHEME.fullmatch(scheme):
         return "(not a URL)"
-    rest = rest.partition("?")[0].rpartition("@")[2]
-    return f"{scheme}://{rest}"
+    address, _, more = rest.partition("?")
+    if "@" in more or "#" in rest:  # perhaps the rest of a password
+        return f"{scheme}://…"
+    address = address.rpartition("@")[2]
+    return f"{scheme}://{address}"
 
 
 def _parse(key: str, name: str, value: Any) -> Any:

@@ -50,6 +50,11 @@ class LateDatabase(GuardedProxy):
             raise _not_ready()
         return getattr(self.obj, name)
 
+    @staticmethod
+    def not_ready() -> ConfigurationError:
+        """Say what to do, where a `DatabaseProxy` would ask for `initialize`."""
+        return _not_ready()
+
 
 class _NotConfigured(ConfigurationError, AttributeError):
     """So that `hasattr` on the stand-in answers instead of failing."""

@@ -392,6 +392,12 @@ def _owner_name(owner: Any) -> str:
 # -- installing ---------------------------------------------------------------------------------------------------------
 
 
+def _not_initialised() -> ConfigurationError:
+    return ConfigurationError(
+        "The DatabaseProxy is not initialised. Call `proxy.initialize(database)` before the application starts."
+    )
+
+
 def unwrap(database: Any) -> Any:
     """Return the database behind a `DatabaseProxy`, or the database itself.
 
@@ -399,9 +405,8 @@ def unwrap(database: Any) -> Any:
     """
     while isinstance(database, peewee.Proxy):
         if database.obj is None:
-            raise ConfigurationError(
-                "The DatabaseProxy is not initialised. Call `proxy.initialize(database)` before the application starts."
-            )
+            error: ConfigurationError = getattr(type(database), "not_ready", _not_initialised)()
+            raise error
         database = database.obj
     if not isinstance(database, peewee.Database):
         raise ConfigurationError(

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
+from peewee_frameworks.config import split_url
 from peewee_frameworks.errors import ConfigurationError
 
 from . import database as databases
@@ -40,11 +40,11 @@ def connect(url: str, **options: Any) -> Any:
         options: more of the same, which win.
 
     Raises:
-        ConfigurationError: the scheme is unknown, or the name of the database is missing.
+        ConfigurationError: the URL is malformed, its scheme unknown, or the name of the database is missing.
     """
     from playhouse import db_url  # noqa: PLC0415 - imports every driver there is
 
-    scheme = urlsplit(url).scheme
+    scheme = split_url(url).scheme
     name = _CLASSES.get(scheme.removesuffix("+pool"))
     if name is None:
         known = ", ".join(f"{scheme}+pool" for scheme in _CLASSES)

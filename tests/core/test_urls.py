@@ -1,0 +1,59 @@
+"""Database URLs that cannot work, and options and stand-ins that are not ready: refused, with words that help and no secret."""
+
+from __future__ import annotations
+
+import traceback
+
+import peewee
+import pytest
+
+from peewee_frameworks.asgi import PeeweeMiddleware
+from peewee_frameworks.config import Options, connect_url, safe_url
+from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.flask import Peewee
+from peewee_frameworks.pool import connect
+
+
+@pytest.mark.parametrize("make", [connect_url, connect])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+pool://u:hunter2/@127.0.0.1/shop",
+        "postgresql+pool://u:hunter2/x@y@127.0.0.1/shop",
+        "mysql+pool://u:hunter2#x@h/d",
+        "mysql+pool://u:hunter2?x@h/d",
+        "mysql+pool://u:1?hunter2@h",
+        "mysql+pool://u:hunter2℀@h/d",
+        "mysql+pool://u:hunter2[@h/d",
+        "mysql+pool://u:hunter2@h",
+        "mysql:u:hunter2@h/d",
+        "//u:hunter2@[h/d",
+        "oracle://u:hunter2@h/d",
+        "u:hunter2@h/d",
+    ],
+)
+def test_no_message_about_a_url_shows_a_part_of_its_password(make, url):
+    with pytest.raises(ConfigurationError) as caught:
+        make(url)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_url_in_a_message_keeps_what_is_no_secret():
+    assert safe_url("mysql+pool://u:hunter2@h:3306/shop?timeout=5") == "mysql+pool://h:3306/shop"
+    assert safe_url("mysql+pool://u:1?hunter2@h/shop") == "mysql+pool://…"
+
+
+@pytest.mark.parametrize("options", [{"rollback_on": "5xx"}, {"create_tables": peewee.Model}, {"create_tables": 3}])
+def test_options_that_would_fail_later_are_refused(options):
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        Options(**options)
+
+
+def test_a_scope_before_init_app_is_told_to_call_init_app():
+    with pytest.raises(ConfigurationError, match=r"init_app"):
+        Peewee().scope().__enter__()
+
+
+def test_a_proxy_of_ones_own_is_told_to_be_initialised():
+    with pytest.raises(ConfigurationError, match=r"proxy\.initialize"):
+        PeeweeMiddleware(None, peewee.DatabaseProxy()).runtime.states  # noqa: B018 - a property that installs
