@@ -116,7 +116,7 @@ def test_ten_greenlets_succeed_or_are_told_why_not(
     assert outcome["errors"] == {}
     assert outcome["ok"] == 10
     assert outcome["most"] <= 5
-    assert outcome["peak"] == (5 if yields(order, driver) else 1)
+    assert (outcome["peak"] > 1) is yields(order, driver)  # how many at once is the machine's affair, up to 5
     for code, level in outcome["findings"]:  # each is told once, and no more often
         told = outcome["stderr"].count(f"[{code}]")
         assert told == (0 if level == "note" else 1), outcome["stderr"]
