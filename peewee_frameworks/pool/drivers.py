@@ -35,6 +35,8 @@ class Driver:
     """Whether a long idle connection can have died."""
     tells_dirty = True
     """Whether CLEAN means an open transaction, rather than that nobody knows."""
+    closes_under_use = True
+    """Whether `close` is safe while another thread is inside a call; where not, such a connection is only cut."""
     lost_codes: frozenset[Any] = frozenset()
     """First arguments (MySQL) or SQLSTATEs (PostgreSQL) of errors after which the connection is gone."""
 
@@ -247,6 +249,7 @@ class MySQLClientDriver(Driver):
     name = "mysqlclient"
     lost_codes = _MYSQL_LOST
     tells_dirty = False
+    closes_under_use = False  # it refuses
 
     def __init__(self) -> None:
         self._descriptors: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -300,6 +303,7 @@ class MariaDBDriver(Driver):
 
     name = "mariadb"
     lost_codes = _MYSQL_LOST
+    closes_under_use = False  # the process crashes
 
     def socket_of(self, conn: Any) -> Any:
         """See `Driver.socket_of`. Not ``conn.socket``, which would own the descriptor, and close it a second time."""

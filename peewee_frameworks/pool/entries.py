@@ -31,6 +31,7 @@ class Entry:
         "probe",
         "reason",
         "renew_at",
+        "shared",
         "since",
         "stack",
         "state",
@@ -50,6 +51,7 @@ class Entry:
         self.reason: str | None = None
         self.stack: Any = None
         self.leaked = False
+        self.shared = False  # sent away although somebody may be inside a call
 
 
 class Job(NamedTuple):

@@ -86,7 +86,11 @@ def _run_check(pool: Pool, engine: Engine, entry: Entry, kind: str) -> None:
 
 def _run_close(pool: Pool, engine: Engine, entry: Entry) -> None:
     reason = entry.reason or "closed"
-    _close_quietly(pool, entry.conn)
+    driver = pool._driver_of(entry.conn)
+    if entry.shared and not driver.closes_under_use:
+        driver.abort(entry.conn)  # its user's reference is the last one, and closes the rest
+    else:
+        _close_quietly(pool, entry.conn)
     engine.closed_entry(entry)
     pool._recorder.closed(reason)
     pool.events.emit("close", connection=entry.conn, reason=reason)

@@ -557,7 +557,10 @@ class Pool:
         if engine is None:
             return []
         entries = [entry for entry in snapshot(engine.held.values()) if wanted(entry)]
-        return [entry for entry in entries if engine.held.pop(entry.key, None) is entry]
+        entries = [entry for entry in entries if engine.held.pop(entry.key, None) is entry]
+        for entry in entries:
+            entry.shared = True
+        return entries
 
     def note_error(self, conn: Any, error: BaseException) -> None:
         """Look at an error of a query: when the server is gone, every connection opened so far is invalid."""

@@ -76,6 +76,7 @@ class Upkeep:
                 connect_failed(pool, engine, entry, PoolConnectTimeout(text))
         for entry in snapshot(engine.checking.values()):
             if now - entry.since >= options.ping_timeout:
+                entry.shared = True
                 pool._driver.abort(entry.conn)
                 if entry.generation == engine.generation:
                     pool.invalidate_all("no answer within ping_timeout")

@@ -24,13 +24,13 @@ from peewee_frameworks.pool.workers import Maintainer, Workers
 from tests.support.concurrency import eventually, run_threads
 from tests.support.loops import both_loops
 
-from .stub import StubError, numbers, settled
+from .stub import StubDriver, StubError, numbers, settled
 
 
 def test_a_task_whose_grant_died_takes_the_next_one_at_once(server, pool_of):
     """The wake-up for the second grant comes while the task looks: it must not be lost on the future already done."""
     pool = pool_of(max_connections=2)
-    pool.maintain = lambda: 60.0  # which would mend it, late
+    pool.maintain = lambda: 1.0  # which would mend it, late
 
     async def main():
         first, second = await pool.acquire_async(), await pool.acquire_async()
@@ -391,6 +391,26 @@ def test_a_tls_context_that_cannot_be_built_is_everybodys_error(monkeypatch):
     conn = pymysql_connection_class()(defer_connect=True)
     results = run_threads(8, lambda _: conn._create_ssl_ctx({"ca": "no such file"}), return_exceptions=True)
     assert all(isinstance(result, FileNotFoundError) for result in results)
+
+
+@pytest.mark.parametrize("end", ["close", "close_held", "ping_timeout"])
+def test_a_driver_that_cannot_bear_it_is_not_closed_under_its_users_hands(server, pool_of, monkeypatch, end):
+    """MariaDB's connector crashes when it is closed while another thread is in a query: there the socket is cut only."""
+    monkeypatch.setattr(StubDriver, "closes_under_use", False, raising=False)
+    pool = pool_of(ping_after=0, ping_timeout=0.05)
+    conn = pool.acquire()
+    if end == "close":
+        pool.close(0)
+    elif end == "close_held":
+        pool.close_held()
+    else:
+        pool.release(conn)
+        server.hang("ping")
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0.01)
+        eventually(lambda: pool.stats().closes)
+    eventually(lambda: pool.stats().total == 0 and conn.dead)
+    assert server.closes == 0
 
 
 def test_23_a_checkout_listener_that_raises_what_is_no_exception_gives_the_connection_back(pool_of):
