@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from typing import Any
 
 import peewee
@@ -39,6 +41,42 @@ def is_broken_off(conn: Any) -> bool:
     if hasattr(conn, "_sock"):  # PyMySQL
         return conn._sock is None
     return bool(getattr(conn, "closed", False))  # psycopg2
+
+
+def unread_cursors(conn: Any) -> list[Any]:
+    """Return the cursors of a sqlite3 connection that have a statement: results that are not read to their end.
+
+    sqlite3 keeps weak references to the cursors of a connection, and a cursor has a statement until its last row is read. No
+    attribute tells either, but what the garbage collector sees does; and so it costs nothing per statement.
+    """
+    return [
+        cursor
+        for part in gc.get_referents(conn)
+        if type(part) is list
+        for ref in list(part)
+        if isinstance(ref, weakref.ref) and (cursor := ref()) is not None and _has_statement(cursor)
+    ]
+
+
+def _has_statement(cursor: Any) -> bool:
+    return any(type(part).__name__ == "Statement" for part in gc.get_referents(cursor))
+
+
+@functools.cache
+def sqlite_tells_cursors() -> bool:
+    """Return whether `unread_cursors` works with this build of sqlite3; it does with CPython 3.11 to 3.13."""
+    try:
+        conn = peewee.sqlite3.connect(":memory:")  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001 - no sqlite3 at all
+        return False
+    try:
+        cursor = conn.execute("SELECT 1 UNION SELECT 2")
+        cursor.fetchone()
+        before = unread_cursors(conn)
+        cursor.fetchall()
+        return before == [cursor] and not unread_cursors(conn)
+    finally:
+        conn.close()
 
 
 @functools.cache

@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import gc
 import logging
 import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .drivers import transaction_is_open
+from .drivers import transaction_is_open, unread_cursors
 from .errors import ConcurrentUse, ScopeEnded, ScopeError
 
 if TYPE_CHECKING:
@@ -144,8 +143,7 @@ class Pin:
 
 _PIN = Pin()
 
-_weak = weakref.ref
-_native_thread = threading.get_ident  # under gevent too: what matters is the native thread that may be inside SQLite
+native_thread = threading.get_ident  # under gevent too: what matters is the native thread that may be inside SQLite
 _SEVERAL = -1
 
 _PRUNE_CURSORS_AT = 16
@@ -173,7 +171,6 @@ class Frame:
         "_acquire",
         "_cursors",
         "_depth",
-        "_last_cursor",
         "_prune_at",
         "_reader",
         "_release",
@@ -217,7 +214,6 @@ class Frame:
         self.commit_callbacks: list[Any] = []
         self.lineage: Lineage | None = None
         self._cursors: list[weakref.ref[Any]] = []
-        self._last_cursor: weakref.ref[Any] | None = None
         self._reader: int | None = None
         self._prune_at = _PRUNE_CURSORS_AT
 
@@ -346,24 +342,21 @@ class Frame:
     # -- cursors --------------------------------------------------------------------------------------------------------
 
     def track(self, cursor: Any) -> None:
-        """Remember a cursor that may still hold rows on the server or in SQLite's statement."""
-        last = self._last_cursor
-        if last is not None and last() is not None:
-            # Rare: almost every cursor has gone when the next statement comes.
-            cursors = self._cursors
-            if len(cursors) >= self._prune_at:
-                cursors[:] = [ref for ref in cursors if ref() is not None]
-                self._prune_at = max(_PRUNE_CURSORS_AT, 2 * len(cursors))
-            cursors.append(last)
-        self._last_cursor = _weak(cursor)
-        thread = _native_thread()
-        if self._reader != thread:
-            self._reader = thread if self._reader is None else _SEVERAL
+        """Remember a cursor that may still hold rows, on a connection whose driver cannot tell."""
+        cursors = self._cursors
+        if len(cursors) >= self._prune_at:
+            cursors[:] = [ref for ref in cursors if ref() is not None]
+            self._prune_at = max(_PRUNE_CURSORS_AT, 2 * len(cursors))
+        cursors.append(weakref.ref(cursor))
 
-    def live_cursors(self) -> list[Any]:
-        """Return the cursors that a result may still be read from."""
-        refs = self._cursors if self._last_cursor is None else [*self._cursors, self._last_cursor]
-        return [cursor for ref in refs if (cursor := ref()) is not None and not _is_read(cursor)]
+    def note_reader(self, thread: int) -> None:
+        """Note the native thread that reads from SQLite."""
+        self._reader = thread if self._reader is None else _SEVERAL
+
+    def live_cursors(self, conn: Any) -> list[Any]:
+        """Return the cursors of its connection that a result may still be read from."""
+        tracked = [cursor for ref in self._cursors if (cursor := ref()) is not None]
+        return [*tracked, *unread_cursors(conn)] if self.state.is_sqlite else tracked
 
     # -- giving the connection back ---------------------------------------------------------------------------------------
 
@@ -394,7 +387,7 @@ class Frame:
             or self.transactions
             or self.savepoints
             or self.has_blocks
-            or self.live_cursors()
+            or self.live_cursors(self.conn)
             or transaction_is_open(self.conn)  # a BEGIN that was written as SQL
         )
 
@@ -427,8 +420,8 @@ class Frame:
             return None
         if dirty and dirty != [self.request_transaction]:  # an atomic request that failed needs no warning
             logger.warning("%s: %s ended with %s open; rolled back.", self.state.name, self.label, _describe(dirty))
-        live = self.live_cursors()
-        if live and self.state.tracks_cursors and self._reader != _native_thread():
+        live = self.live_cursors(conn)
+        if live and self.state.is_sqlite and self._reader != native_thread():
             # Another thread may be inside SQLite with one of them, and to close it there crashes the process.
             logger.info(
                 "%s: a result of %s was not read to its end; its connection is closed, not reused.",
@@ -468,7 +461,7 @@ class Frame:
             self.state.name,
             self.label,
         )
-        live = self.live_cursors() if self.state.tracks_cursors else None
+        live = self.live_cursors(conn) if self.state.is_sqlite else None
         if live:
             self.state.linger(conn, live, self._released)
         else:
@@ -494,17 +487,6 @@ class PrivateFrame(Frame):
 
     def leave(self) -> None:
         """Nobody waits."""
-
-
-def _is_read(cursor: Any) -> bool:
-    """Return whether a cursor of sqlite3 has been read to its end or closed: then it has no statement any more.
-
-    A traceback can keep such a cursor alive for long: the one of a `DoesNotExist`, until garbage is collected. sqlite3 has no
-    attribute that tells, and no method that another thread might call.
-    """
-    if type(cursor).__module__ != "sqlite3":
-        return False
-    return all(type(part).__name__ != "Statement" for part in gc.get_referents(cursor))
 
 
 def _describe(blocks: list[Any]) -> str:

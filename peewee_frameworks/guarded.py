@@ -19,7 +19,7 @@ from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 from . import gevent
 from .drivers import close_failed_cursor, is_broken_off, is_clean, reads_later
 from .errors import DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
-from .frame import Frame, GuardedCursor, Lineage, current_frames, inherits, running_loop
+from .frame import Frame, GuardedCursor, Lineage, current_frames, inherits, native_thread, running_loop
 from .waiting import lending
 
 if TYPE_CHECKING:
@@ -432,7 +432,7 @@ def _guarded_execute(execute: Any) -> Any:  # noqa: C901 - what `enter` and `lea
     find_frames = current_frames.get
 
     @functools.wraps(execute)
-    def _execute_cursor(self: Any, sql: str, params: Any, **options: Any) -> Any:
+    def _execute_cursor(self: Any, sql: str, params: Any, **options: Any) -> Any:  # noqa: C901 - as above
         state = self._state
         frames = find_frames()
         frame = None if frames is None else frames.get(state) or frames.find(state)
@@ -451,9 +451,11 @@ def _guarded_execute(execute: Any) -> Any:  # noqa: C901 - what `enter` and `lea
             frame._release()
             frame.enter()
         try:
-            cursor = execute(self, sql, params, **options)
-            if state.tracks_cursors:
-                if cursor.description is not None:
+            cursor = execute(self, sql, params, **options) if options else execute(self, sql, params)
+            if state.is_sqlite:
+                if frame._reader != (thread := native_thread()):
+                    frame.note_reader(thread)
+                if state.tracks_cursors and cursor.description is not None:
                     frame.track(cursor)
             elif options or reads_later(cursor.__class__):
                 frame.track(cursor)

@@ -27,7 +27,7 @@ import peewee
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from .background import background
-from .drivers import is_broken_off, is_clean, transaction_is_open
+from .drivers import is_broken_off, is_clean, sqlite_tells_cursors, transaction_is_open
 from .errors import ConfigurationError
 from .frame import (
     NO_RECORD,
@@ -118,7 +118,8 @@ class State:
         # What gevent had patched when the database was last checked; see `gevent.watch`.
         self.world: Any = None
         # The other SQLite drivers watch over the threads themselves.
-        self.tracks_cursors = isinstance(database, peewee.SqliteDatabase) and not _is_other_sqlite(database)
+        self.is_sqlite = isinstance(database, peewee.SqliteDatabase) and not _is_other_sqlite(database)
+        self.tracks_cursors = self.is_sqlite and not sqlite_tells_cursors()
         # id(owner) -> (the owner, its record). An id can be used again, so the reference decides.
         self._implicit: dict[int, tuple[weakref.ref[Any], Frame]] = {}
         # Records whose owner was collected. Appended by weakref callbacks, so without a lock; drained by `reap`.

@@ -199,9 +199,9 @@ def test_an_early_release_that_meets_the_end_leaves_nothing_behind(lite, lite_no
     class Slow(type(frame)):
         __slots__ = ()
 
-        def live_cursors(self):
+        def live_cursors(self, conn):
             gate()
-            return live()
+            return live(conn)
 
     frame.__class__ = Slow
     release = start(frame.release_early)
@@ -290,7 +290,7 @@ def test_a_result_that_was_read_is_not_waited_for(lite, lite_note):
         cursor = lite.execute_sql("SELECT 1")
         assert cursor.fetchall() == [(1,)]
         (frame,) = scope.own_frames
-        assert frame.live_cursors() == []
+        assert frame.live_cursors(frame.conn) == []
         scope.finish()
     finally:
         scope.exit()
@@ -331,7 +331,7 @@ def test_a_server_side_result_goes_through_the_guard(kind, options, make_place):
     assert cursor.fetchone() == (1,)
     assert len(cursor.description) == 1
     (frame,) = scope.own_frames
-    assert frame.live_cursors()
+    assert frame.live_cursors(frame.conn)
     scope.release_early()
     assert scope.connected
     assert next(iter(cursor)) == (2,)
