@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from .http import Problem, problem_for
 from .runtime import Runtime
-from .waiting import current_lender
+from .scope import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 
-    from .scope import Scope
-    from .waiting import Lender
+    from .state import State
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -25,50 +24,55 @@ if TYPE_CHECKING:
     ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 # Where nested adapters find the scope around them. Never the context variable: servers leak contexts between requests.
+# One key and no more: each may be the one with which the server's dictionary has to grow.
 SCOPE_KEY = "peewee_frameworks.scope"
 
 
-def work_key(runtime: Runtime) -> str:
-    """Return where the scope that serves this runtime's databases is kept: another `Peewee` may sit in between."""
-    return f"{SCOPE_KEY}.{id(runtime)}"
+class _Work(Scope):
+    """The scope of one ASGI request or websocket."""
+
+    # Not `Scope.__init__`: most requests query nothing, and pay for each call and each name.
+    def __init__(  # noqa: D107, RUF100
+        self, asgi: MutableMapping[str, Any], states: Sequence[State], parent: Scope | None, runtime: Runtime
+    ) -> None:
+        self.asgi = asgi
+        self.states = states
+        self.parent = parent
+        self.owner = runtime
+        self.frames = {}
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        """What messages call it."""
+        kind = f"request {self.asgi['method']}" if self.asgi["type"] == "http" else "websocket"
+        return f"{kind} {self.asgi['path']}"
 
 
 class ScopeMiddleware:
     """Open a scope for each request and websocket; inside another adapter's, only for databases it does not have."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime, lender: Callable[[], Lender] | None = None) -> None:
-        """Wrap `app`.
-
-        Args:
-            app: the application.
-            runtime: the databases and options.
-            lender: gives what lends the place of a worker thread that waits; for frameworks that bound their threads.
-        """
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        """Wrap `app`, with the databases and options of `runtime`."""
         self.app = app
         self.runtime = runtime
-        self.lender = lender
-        self.key = work_key(runtime)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Run the application in a scope of its own."""
+        runtime = self.runtime
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         outer: Scope | None = scope.get(SCOPE_KEY)
-        if outer is not None and all(state in outer.frames for state in self.runtime.states):
-            scope.setdefault(self.key, self.runtime.opener(outer))
+        if outer is not None and outer.has_all(runtime.states):
             await self.app(scope, receive, send)
             return
-        if self.lender is not None:
-            current_lender.set(self.lender())
-        method = "websocket" if scope["type"] == "websocket" else f"request {scope['method']}"
-        work = self.runtime.begin(f"{method} {scope['path']}", outer)
-        scope[SCOPE_KEY] = scope[self.key] = work
+        work = scope[SCOPE_KEY] = _Work(scope, runtime.states_beside(outer), outer, runtime)
+        runtime.enter(work)
         try:
             await self.app(scope, receive, send)
         finally:
             # Nothing here awaits, so a cancelled request gives its connection back too.
-            self.runtime.end(work)
+            runtime.end(work)
             scope[SCOPE_KEY] = outer
 
 
@@ -96,46 +100,34 @@ class RequestMiddleware:
         """
         self.app = app
         self.runtime = runtime
-        self.key = work_key(runtime)
-        self.taken = f"{self.key}.taken"
         self.request_class = request_class
         self.names = names
 
     # Not a coroutine of its own around the next one: most requests query nothing, and pay for each layer.
     def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
         """Run the application with the options that hold for this request."""
-        work: Scope | None = scope.get(self.key)
-        if work is None or self.taken in scope:
+        work: Scope | None = scope.get(SCOPE_KEY)
+        if work is None or work.owner is not self.runtime:
+            work = self.runtime.find(work)
+        if work is None or self.runtime in work.served:
             return self.app(scope, receive, send)
-        scope[self.taken] = True  # the same middleware further in, or of a sub-application, must not do it again
+        work.served += (self.runtime,)
         if scope["type"] == "http":
             return self._http(work, scope, receive, send)
         return self._websocket(work, scope, receive, send)
 
-    async def _http(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: C901 - two ways to send
-        runtime = self.runtime
-        started = False
-
+    async def _http(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         def send_in_scope(message: Message) -> Awaitable[None]:
-            nonlocal started
-            if not work.untouched:
-                return send_of_touched(message)
+            if work.frames or work.atomic:
+                return self._send(work, message, send)
+            # Most requests that query nothing come this way: there is nothing to commit, and nothing to give back yet.
             if message["type"] == "http.response.start":
-                runtime.release_early(work)  # nothing yet; what a stream or a task takes later must not linger
-                started = True
+                work.started = True
+                work.idles = self.runtime.releases_early  # what a stream or a task takes later must not linger
             return send(message)
 
-        async def send_of_touched(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                await self._complete(work, message["status"])
-                started = True
-            await send(message)
-            if message["type"] == "http.response.body":
-                runtime.release_early(work)  # a stream that idles holds nothing, nor a background task yet to come
-
         try:
-            if runtime.has_policy:
+            if self.runtime.has_policy:
                 await self._prepare(work, scope)
             await self.app(scope, receive, send_in_scope)
         except CommitFailed as failed:
@@ -143,8 +135,17 @@ class RequestMiddleware:
             if not await self._answered(error, send):
                 raise error from None
         except Exception as error:
-            if started or not await self._answered(error, send):
+            if work.started or not await self._answered(error, send):
                 raise
+
+    async def _send(self, work: Scope, message: Message, send: Send) -> None:
+        """Send a part of the response of a request that has used a database."""
+        if message["type"] == "http.response.start":
+            await self._complete(work, message["status"])
+            work.started = True
+        await send(message)
+        if message["type"] == "http.response.body":
+            self.runtime.release_early(work)  # a stream that idles holds nothing, nor a background task yet to come
 
     async def _answered(self, error: BaseException, send: Send) -> bool:
         """Answer an error if the options say so and it is one of those that have an answer; return whether that was so."""

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection  # noqa: TC002 - as above
 
 from . import starlette
-from .asgi import work_key
+from .asgi import SCOPE_KEY
 from .errors import ConfigurationError
 from .http import BUSY, CONFLICT, NOT_FOUND
 from .scope import complete
@@ -116,7 +116,7 @@ class Peewee(starlette.Peewee):
         return {}  # alias → dependency: FastAPI caches, and tests override, by identity
 
     def _work(self, connection: HTTPConnection) -> Scope:
-        work: Scope | None = connection.scope.get(work_key(self.runtime))
+        work = self.runtime.find(connection.scope.get(SCOPE_KEY))
         if work is None:
             raise ConfigurationError(
                 "A dependency of this Peewee was used in an application in which it is not installed. Did you forget to call "

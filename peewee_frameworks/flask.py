@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import functools
 import os
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from flask import Response, appcontext_pushed, current_app, g, request
+from flask import Response, current_app, request
+from flask.ctx import AppContext
+from flask.globals import app_ctx
 from werkzeug.exceptions import default_exceptions
 
 from . import gevent
@@ -28,7 +31,7 @@ from .errors import ConfigurationError, DatabaseUnavailable
 from .http import HANDLED, problem_for
 from .runtime import Runtime
 from .scope import Scope, connection_scope, current_scope
-from .wsgi import ScopeMiddleware, work_key
+from .wsgi import SCOPE_KEY, ScopeMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -102,8 +105,7 @@ class Peewee:
             run_timeout=run_timeout,
             close_timeout=close_timeout,
         )
-        self._key = work_key(self.runtime)
-        self._atomic_key = f"{self._key}.atomic"
+        self._atomic_key = f"peewee_frameworks.atomic.{id(self)}"
         self._settings: dict[str, Any] | None = None
         self._start = _Start(self.runtime)
 
@@ -142,7 +144,7 @@ class Peewee:
         from asgiref.sync import sync_to_async  # noqa: PLC0415 - installed with flask[async], like all that async views need
 
         scope = current_scope()
-        if scope is not None and all(state in scope.frames for state in self.runtime.states):
+        if scope is not None and scope.has_all(self.runtime.states):
             return await sync_to_async(function)(*args, **kwargs)
         async with self.scope(f"orm.run({getattr(function, '__qualname__', function)})"):
             return await sync_to_async(function)(*args, **kwargs)
@@ -190,12 +192,11 @@ class Peewee:
         self._settings = settings
         installed.append(self)
         app.wsgi_app = ScopeMiddleware(app.wsgi_app, self.runtime, prepare=False)  # type: ignore[method-assign]
-        app.before_request_funcs.setdefault(None, []).insert(0, self._prepare)
         if self.runtime.options.transaction is not False:
             # First in the list runs last: what another function raises must find the transaction open.
             app.after_request_funcs.setdefault(None, []).insert(0, self._end_transaction)
         if len(installed) == 1:
-            _watch_contexts(app)
+            _watch(app)
         if self.runtime.options.errors:
             handlers = app.error_handler_spec[None][None]
             for error in HANDLED:
@@ -235,54 +236,84 @@ class Peewee:
 
     def _work(self) -> Scope | None:
         """Return the scope that serves the current request: the WSGI wrapper's, or in its absence the context's own."""
-        work: Scope | None = request.environ.get(self._key)
-        return _scopes().get(self) if work is None or work.ended else work
+        work = self.runtime.find(request.environ.get(SCOPE_KEY))
+        return getattr(app_ctx, "_scopes", {}).get(self) if work is None or work.ended else work
 
     # -- application contexts ---------------------------------------------------------------------------------------------
 
-    def _open_in_context(self, app: Flask) -> None:
+    def _open_in_context(self, context: _ScopedContext) -> None:
         """Open a scope where there is none: not in a request, nor in a context pushed inside another."""
         try:
             states = self.runtime.states
         except ConfigurationError:
             return  # a DatabaseProxy, which the application may be about to initialise in this very context
         around = current_scope()
-        if around is not None:
-            if around.ended:
-                around = None
-            elif around.states is states:  # a request: the scope of our own wrapper
-                return
-        if around is None or any(state not in around.frames for state in states):
-            _scopes()[self] = self.runtime.begin(f"the application context of {app.name!r}", around)
+        if around is not None and around.ended:
+            around = None
+        if around is None or not around.has_all(states):
+            scope = self.runtime.begin(f"the application context of {context.app.name!r}", around)
+            context._scopes = {**context._scopes, self: scope}
 
 
-def _watch_contexts(app: Flask) -> None:
-    """Open scopes when a context is pushed and end them when it is popped, once for all instances: in reverse order."""
-    appcontext_pushed.connect(_context_pushed, app)
-    # Wrapped and not registered: up to Flask 3.1 a teardown function that raises skips the others.
-    tear_down = app.do_teardown_appcontext
+def _watch(app: Flask) -> None:
+    """Stand where contexts are pushed and requests begin, once for all instances.
 
-    def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
+    Not Flask's signals and before-request functions: Flask asks of each whether it is a coroutine function, at each request.
+    """
+    # From Flask 3.2 on a request's context is the application's.
+    for name in ("app_context", "request_context") if hasattr(AppContext, "from_environ") else ("app_context",):
+        setattr(app, name, _scoping(getattr(app, name)))
+    preprocess = app.preprocess_request
+
+    def preprocess_request() -> Any:
+        for orm in reversed(app.extensions[EXTENSION]):
+            orm._prepare()
+        return preprocess()
+
+    app.preprocess_request = preprocess_request  # type: ignore[method-assign]
+
+
+def _scoping(make: Callable[..., AppContext]) -> Callable[..., AppContext]:
+    def make_scoped(*args: Any) -> AppContext:
+        context: Any = make(*args)
+        context.__class__ = _scoped_class(context.__class__)
+        return context  # type: ignore[no-any-return]
+
+    return make_scoped
+
+
+@functools.cache
+def _scoped_class(cls: Any) -> Any:
+    same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (_ScopedContext, cls), same)
+
+
+class _ScopedContext:
+    """Mixed into an application's context: opens scopes when it is pushed and ends them when it is popped for good."""
+
+    app: Flask
+    _scopes: dict[Peewee, Scope] | MappingProxyType[Peewee, Scope] = MappingProxyType({})
+    _pushed = 0
+
+    def push(self) -> None:
+        super().push()  # type: ignore[misc]
+        self._pushed += 1
+        installed = self.app.extensions[EXTENSION]
+        around = current_scope()
+        # A request: the scope is our own wrapper's.
+        if around is None or around.ended or len(installed) > 1 or around.owner is not installed[0].runtime:
+            for orm in installed:
+                orm._open_in_context(self)
+
+    def pop(self, *args: Any) -> None:
         try:
-            tear_down(*args, **kwargs)
+            super().pop(*args)  # type: ignore[misc]
         finally:
-            if "_peewee_scopes" in g:
-                scopes: dict[Peewee, Scope] = g.pop("_peewee_scopes")
+            self._pushed -= 1
+            if self._scopes and not self._pushed:
+                scopes, self._scopes = dict(self._scopes), {}
                 for orm in reversed(scopes):
                     orm.runtime.end(scopes[orm])
-
-    app.do_teardown_appcontext = do_teardown_appcontext  # type: ignore[method-assign]
-
-
-def _context_pushed(app: Flask, **_: Any) -> None:
-    for orm in app.extensions[EXTENSION]:
-        orm._open_in_context(app)
-
-
-def _scopes() -> dict[Peewee, Scope]:
-    """Return the scopes that belong to the current application context."""
-    scopes: dict[Peewee, Scope] = g.setdefault("_peewee_scopes", {})
-    return scopes
 
 
 class _Start:

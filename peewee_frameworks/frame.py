@@ -101,37 +101,49 @@ def inherits(lineage: Lineage) -> bool:
     return False
 
 
-class Frames(dict["State", "Frame"]):
-    """What the context variable holds: the frames of the current scope, each made when its database is first looked at.
+class Frames:
+    """What the context variable holds: `frames`, a mapping of database states to the frames that the running code is to use.
 
-    Most requests use one database, many none; `get` finds what is there, `find` makes what is not.
+    A `Scope` is one of these; an `Overlay` lies over it for a while.
     """
 
-    __slots__ = ("outer", "scope")
+    frames: dict[State, Frame]
+    parent: Frames | None
 
-    def __init__(self, scope: Scope | None, outer: Frames | None = None) -> None:
-        self.scope = scope
-        self.outer = outer
+    @property
+    def scope(self) -> Scope | None:
+        """The scope that the code runs in."""
+        raise NotImplementedError
 
-    def __contains__(self, state: object) -> bool:
-        """Whether the scope, or one around it, has this database."""
-        return (
-            super().__contains__(state)
-            or (self.scope is not None and state in self.scope.states)
-            or (self.outer is not None and state in self.outer)
-        )
+    def has(self, state: State) -> bool:
+        """Return whether the scope, or one around it, has this database."""
+        raise NotImplementedError
 
     def find(self, state: State) -> Frame | None:
         """Return the frame of a database, made now if need be; None if no scope around has it."""
-        frame = self.get(state)
-        if frame is None:
-            if self.scope is not None and state in self.scope.states:
-                frame = self.scope.make_frame(state)
-            elif self.outer is not None:
-                frame = self.outer.find(state)
-            if frame is not None:
-                self[state] = frame
-        return frame
+        raise NotImplementedError
+
+
+class Overlay(Frames):
+    """A frame that is not the scope's, laid over it for a while; see `State.bound`."""
+
+    def __init__(self, parent: Frames | None, frame: Frame) -> None:
+        self.parent = parent
+        self.frames = {frame.state: frame}
+
+    @property
+    def scope(self) -> Scope | None:
+        """The scope it lies over."""
+        return None if self.parent is None else self.parent.scope
+
+    def has(self, state: State) -> bool:
+        """Return whether it, or what it lies over, has this database."""
+        return state in self.frames or (self.parent is not None and self.parent.has(state))
+
+    def find(self, state: State) -> Frame | None:
+        """Return the frame of a database: this one, or of what it lies over."""
+        frame = self.frames.get(state)
+        return self.parent.find(state) if frame is None and self.parent is not None else frame
 
 
 current_frames: contextvars.ContextVar[Frames | None] = contextvars.ContextVar("peewee_frameworks_frames", default=None)

@@ -435,7 +435,7 @@ def _guarded_execute(execute: Any) -> Any:  # noqa: C901 - what `enter` and `lea
     def _execute_cursor(self: Any, sql: str, params: Any, **options: Any) -> Any:  # noqa: C901 - as above
         state = self._state
         frames = find_frames()
-        frame = None if frames is None else frames.get(state) or frames.find(state)
+        frame = None if frames is None else frames.frames.get(state) or frames.find(state)
         if frame is None or not frame.shared:
             try:
                 return execute(self, sql, params, **options)
@@ -479,7 +479,7 @@ _peewee_cursor: Any = peewee.Database.cursor
 @functools.wraps(_peewee_cursor)
 def _quick_cursor(self: Any, named_cursor: Any = None) -> Any:
     frames = current_frames.get()
-    frame = None if frames is None else frames.get(self._state)  # `_execute_cursor` has made it
+    frame = None if frames is None else frames.frames.get(self._state)  # `_execute_cursor` has made it
     conn = self._state.conn if frame is None else frame.conn
     return _peewee_cursor(self, named_cursor) if conn is None else conn.cursor()
 

@@ -19,6 +19,7 @@ from . import scope as scopes
 from .background import background
 from .config import DEFAULT_ALIAS, Options, open_databases, resolve
 from .errors import ConfigurationError, DatabaseUnavailable
+from .frame import current_frames
 from .guarded import GuardedProxy
 from .run import Queue, Runner
 from .schema import create_tables
@@ -83,7 +84,11 @@ class Runtime:
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
         self._drained: Callable[[], object] | None = None
-        self._has_policy = False
+        # Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request.
+        self.has_policy = False
+        # Whether connections go back at the first byte of a response.
+        self.releases_early = True
+        self._complete = False  # the state of each database is known
         self._running = 0  # applications that have started: one `Peewee` may serve several
         if database is not None:
             self.configure()
@@ -104,8 +109,9 @@ class Runtime:
         states = [install(database) for database in ready.values()]
         for database in ready.values():
             _check_autoconnect(database, options)
-        self.options, self.databases, self._states = options, databases, states
-        self._has_policy = self._find_policy()
+        self.options, self.databases = options, databases
+        self.releases_early = options.release == "response_start"
+        self._install(states)
         if self._proxy is not None and self._proxy.obj is None:
             self._proxy.initialize(self.database)
         if len(ready) == len(databases):
@@ -146,17 +152,16 @@ class Runtime:
 
         Raises: `ConfigurationError` before `configure`, or for a proxy that is not initialised yet.
         """
-        if not self.databases:
-            raise _not_ready()
-        if len(self._states) < len(self.databases):
-            self._states = [install(database) for database in self.databases.values()]
-            self._has_policy = self._find_policy()
+        if not self._complete:
+            if not self.databases:
+                raise _not_ready()
+            self._install([install(database) for database in self.databases.values()])
         return self._states
 
-    @property
-    def has_policy(self) -> bool:
-        """Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request."""
-        return self._has_policy
+    def _install(self, states: list[State]) -> None:
+        self._states = states
+        self._complete = len(states) == len(self.databases)
+        self.has_policy = self._find_policy()
 
     def _find_policy(self) -> bool:
         options = self.options
@@ -186,27 +191,47 @@ class Runtime:
             label: what messages call it, for example ``"request GET /orders"``.
             parent: the scope of an adapter around this one, as found by its key in the request; never the context's.
         """
-        states = self.states
-        if parent is not None:
-            states = [state for state in states if state not in parent.frames]
-        scope = Scope(states, label, parent)
-        self.live.add(scope)
-        scope.enter()
+        scope = Scope(self.states_beside(parent), label, parent, self)
+        self.enter(scope)
         return scope
+
+    def states_beside(self, parent: Scope | None) -> list[State]:
+        """Return the states of the databases that the scope around does not have."""
+        states = self._states if self._complete else self.states
+        return states if parent is None else [state for state in states if not parent.has(state)]
+
+    def enter(self, scope: Scope) -> None:
+        """Begin with a scope that an adapter has made. Every `enter` needs its `end`."""
+        self.live.add(scope)
+        scope._token = current_frames.set(scope)
 
     def end(self, scope: Scope) -> None:
         """Finish a scope and leave it. Idempotent; never raises, never blocks an event loop."""
-        scope.finish()
+        scope.ended = True
+        if scope.frames:  # most requests that query nothing have nothing to finish
+            scope.finish()
         scope.exit()
         self.live.discard(scope)
-        if not self.live and self._drained is not None:
+        if self._drained is not None and not self.live:
             self._drained()
 
-    def opener(self, scope: Scope) -> Scope:
+    def find(self, scope: Scope | None) -> Scope | None:
+        """Return the scope that serves our databases, among this one and those around it: ours, or another adapter's.
+
+        Args:
+            scope: the innermost scope of a request, as adapters keep it there; another adapter's may lie over ours.
+        """
+        while scope is not None and scope.owner is not self:
+            if scope.has_all(self.states):
+                return self._opener(scope)
+            scope = scope.parent
+        return scope
+
+    def _opener(self, scope: Scope) -> Scope:
         """Return the scope, among this one and those around it, that opened our databases; the others only pass them on."""
         state = self.states[0]
-        while scope.parent is not None and state in scope.parent.frames:
-            scope = scope.parent
+        while (parent := scope.parent) is not None and parent.has(state):
+            scope = parent
         return scope
 
     def policy(self, request: Any, names: Iterable[str], options: Options | None = None) -> tuple[bool, bool]:
@@ -262,7 +287,7 @@ class Runtime:
         Raises: what the function raises; `PoolTimeout` if no place came free in time.
         """
         scope = current_scope()
-        if scope is not None and all(state in scope.frames for state in self.states):
+        if scope is not None and scope.has_all(self.states):
             return await self._run_in(scope, function, *args, **kwargs)
         scope = self.begin(f"orm.run({getattr(function, '__qualname__', function)})")
         try:

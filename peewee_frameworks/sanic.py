@@ -333,7 +333,7 @@ class _Work:
         label = f"request {request.method} {request.path}"
         for orm in app.ctx.peewee:
             runtime = orm.runtime
-            if outer is None or not all(state in outer.frames for state in runtime.states):
+            if outer is None or not outer.has_all(runtime.states):
                 outer = runtime.begin(label, outer)
                 self._parts.append(_Part(orm, outer))
         if hasattr(stream, "response_func"):  # HTTP/1.1, whose `send` is what `response_func` is at the time

@@ -16,7 +16,7 @@ import peewee
 
 from .background import background
 from .errors import ConfigurationError
-from .frame import Frame, Frames, current_frames
+from .frame import Frames, current_frames
 from .state import State, install
 
 if TYPE_CHECKING:
@@ -24,83 +24,102 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
+    from .frame import Frame
+
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 
-class Scope:
-    """One unit of work over some databases.
+class Scope(Frames):
+    """One unit of work over some databases, with a frame for each, made when it is first looked at.
 
     Adapters make one per request: `enter` it, run the application, `finish` it (never raises), `exit` it. Everyone else
     uses `connection_scope`.
     """
 
-    __slots__ = (
-        "_on_release",
-        "_own",
-        "_token",
-        "atomic",
-        "ended",
-        "frames",
-        "idles",
-        "label",
-        "parent",
-        "slot",
-        "states",
-    )
+    # Many requests use no database: what a scope begins with is the class's, so that little is to be made for each.
+    ended = False
+    """Whether `finish` was called."""
+    atomic = False
+    """Whether a database that connects begins a transaction."""
+    started = False
+    """Whether its response has begun; adapters note it here."""
+    idles = False
+    """Whether it may sit there between two queries, its response having begun: `orm.run` then gives back at once."""
+    served: tuple[Any, ...] = ()
+    """Whose options hold for it already: the same adapter further in, or of a sub-application, must not do it again."""
+    slot: Any = None
+    """What `orm.run` keeps with the scope; see run.py."""
+    label: str
+    _on_release: Callable[[], None] | None = None
+    _token: contextvars.Token[Frames | None] | None = None
 
-    def __init__(self, states: Sequence[State], label: str, parent: Scope | None = None) -> None:
+    def __init__(self, states: Sequence[State], label: str, parent: Scope | None = None, owner: Any = None) -> None:
         """Make a scope for the given databases; the other databases of `parent` stay visible in it.
 
         Args:
             states: what `install` returned for each database.
             label: what messages call it, for example ``"request GET /orders"``.
             parent: the scope around, if any; never taken from the context variable by itself.
+            owner: who opened it and will end it.
         """
         self.states = states
         self.label = label
-        self.parent = parent
-        # Whether `finish` was called.
-        self.ended = False
-        # Whether a database that connects begins a transaction.
-        self.atomic = False
-        # Whether its response has started, so that it may sit there between two queries: `orm.run` then gives back at once.
-        self.idles = False
-        # What `orm.run` keeps with the scope; see run.py.
-        self.slot: Any = None
-        self._own: dict[State, Frame] = {}
-        self._on_release: Callable[[], None] | None = None
-        self.frames: Frames = Frames(self, None if parent is None else parent.frames)
-        self._token: contextvars.Token[Frames | None] | None = None
+        self.parent: Scope | None = parent
+        self.owner = owner
+        self.frames = {}
 
-    def make_frame(self, state: State) -> Frame:
+    @property
+    def scope(self) -> Scope:
+        """Itself."""
+        return self
+
+    def has(self, state: State) -> bool:
+        """Return whether it, or a scope around it, has this database."""
+        return state in self.states or (self.parent is not None and self.parent.has(state))
+
+    def has_all(self, states: Iterable[State]) -> bool:
+        """Return whether it, or a scope around it, has each of these databases."""
+        return all(self.has(state) for state in states)
+
+    def find(self, state: State) -> Frame | None:
+        """Return the frame of a database, made now if need be; None if neither it nor a scope around has it."""
+        frame = self.frames.get(state)
+        if frame is None:
+            if state in self.states:
+                frame = self._make_frame(state)
+            elif self.parent is not None:
+                frame = self.parent.find(state)
+        return frame
+
+    def _make_frame(self, state: State) -> Frame:
         """Make the frame of one of its databases, or return the one that another thread made meanwhile."""
         frame = state.new_frame(self.label)
         frame.on_release = self._on_release
         if self.atomic:
             frame.make_atomic()
-        frame = self._own.setdefault(state, frame)
+        frame = self.frames.setdefault(state, frame)
         if self.ended:  # looked at for the first time by somebody who outlived it
             frame.finish()
         return frame
 
     @property
     def own_frames(self) -> Iterable[Frame]:
-        """The frames of its databases that were used so far, without those of its parent."""
-        return self._own.values()
+        """The frames of its databases that were used so far."""
+        return self.frames.values()
 
     @property
     def untouched(self) -> bool:
         """Whether nothing was asked of it yet, so that nothing is to be committed or given back."""
-        return not self._own and not self.atomic
+        return not self.frames and not self.atomic
 
     @property
     def connected(self) -> bool:
         """Whether any of its databases holds a connection now."""
-        return any(frame.conn is not None for frame in self._own.values())
+        return any(frame.conn is not None for frame in self.frames.values())
 
     def enter(self) -> None:
         """Make this the current scope of the running context."""
-        self._token = current_frames.set(self.frames)
+        self._token = current_frames.set(self)
 
     def exit(self) -> None:
         """Make the scope before it current again."""
@@ -118,7 +137,7 @@ class Scope:
             states: begin now for these databases only, if they are connected.
         """
         self.atomic = True
-        for frame in list(self._own.values()):
+        for frame in list(self.frames.values()):
             if states is not None and frame.state not in states:
                 continue
             frame.make_atomic()
@@ -129,7 +148,7 @@ class Scope:
     @property
     def has_transaction(self) -> bool:
         """Whether the transaction of an atomic request is open, so that `complete` would do I/O."""
-        return any(frame.request_transaction is not None for frame in self._own.values())
+        return any(frame.request_transaction is not None for frame in self.frames.values())
 
     def complete(self, error: BaseException | None = None) -> None:
         """Commit the atomic request, or roll it back because of `error`.
@@ -141,7 +160,7 @@ class Scope:
         """
         failed = error
         self.atomic = False
-        for frame in list(self._own.values()):
+        for frame in list(self.frames.values()):
             try:
                 frame.end_request_transaction(failed)
             except Exception as raised:  # noqa: BLE001 - the first is raised below, when all have ended
@@ -158,7 +177,7 @@ class Scope:
         Raises: what connecting raises; what had been connected is given back by `finish`.
         """
         for state in self.states if states is None else states:
-            frame = self.frames.find(state)
+            frame = self.find(state)
             if frame is not None and frame.conn is None:
                 frame.pin()
                 with state.bound(frame):
@@ -166,9 +185,8 @@ class Scope:
 
     def release_early(self) -> None:
         """Give back the connections on which nothing is going on; later queries take them again."""
-        if self._own:
-            for frame in list(self._own.values()):
-                frame.release_early()
+        for frame in list(self.frames.values()):
+            frame.release_early()
 
     def finish(self) -> list[Future[None]]:
         """End the scope: roll back what is open with a warning, give back every connection. Never raises.
@@ -176,14 +194,14 @@ class Scope:
         Returns: what is still being given back on other threads, because this one runs an event loop.
         """
         self.ended = True
-        if not self._own:
+        if not self.frames:
             return []
-        return [pending for frame in list(self._own.values()) if (pending := frame.finish()) is not None]
+        return [pending for frame in list(self.frames.values()) if (pending := frame.finish()) is not None]
 
     def on_release(self, callback: Callable[[], None]) -> None:
         """Call `callback`, on any thread, whenever one of the connections was given back."""
         self._on_release = callback
-        for frame in list(self._own.values()):
+        for frame in list(self.frames.values()):
             frame.on_release = callback
 
     def __repr__(self) -> str:

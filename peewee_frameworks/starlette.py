@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import threading
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
 
+from anyio import from_thread
 from anyio.to_thread import current_default_thread_limiter
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,6 +25,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse
 
+from . import waiting
 from .asgi import LifespanMiddleware, RequestMiddleware, ScopeMiddleware
 from .errors import ConfigurationError
 from .http import HANDLED, problem_for
@@ -201,7 +203,7 @@ class Peewee:
 
     def _layers(self, app: ASGIApp) -> ASGIApp:
         self._configure()
-        return ScopeMiddleware(self._requests(app), self.runtime, _lender)
+        return ScopeMiddleware(self._requests(app), self.runtime)
 
     def _requests(self, app: ASGIApp) -> ASGIApp:
         return RequestMiddleware(app, self.runtime, Request, _names)
@@ -217,7 +219,7 @@ class Peewee:
         if layer is None:
             return self._layers(stack)
         layer.app = self._requests(layer.app)
-        return ScopeMiddleware(stack, self.runtime, _lender)
+        return ScopeMiddleware(stack, self.runtime)
 
     def _install_late(self, app: Any) -> None:
         """Do at start what `init_app` would have done; by then the stack is built."""
@@ -254,21 +256,26 @@ async def _respond(request: HTTPConnection, error: Exception) -> Response:
     return response
 
 
-_lenders: WeakKeyDictionary[asyncio.AbstractEventLoop, Lender] = WeakKeyDictionary()
-_latest: Lender | None = None  # most processes have one loop, and a look-up by weak key costs more than all else here
+_mine = threading.local()
 
 
-def _lender() -> Lender:
-    """Return what lends places among the threads in which Starlette runs sync code."""
-    global _latest  # noqa: PLW0603 - a cache of one; a thread with another loop sees that it is not its own
-    loop = asyncio.get_running_loop()
-    lender = _latest
-    if lender is None or lender.loop() is not loop:
-        lender = _lenders.get(loop)
-        if lender is None:
-            lender = _lenders[loop] = Lender(loop, current_default_thread_limiter())
-        _latest = lender
+def _find_lender() -> Lender | None:
+    """Return what lends places among the threads in which Starlette runs sync code, if this is one of them."""
+    if not hasattr(_mine, "lender"):
+        try:
+            # Asked on the loop, once for each thread: AnyIO keeps its threads, and each belongs to one loop.
+            _mine.lender = from_thread.run_sync(_make_lender)
+        except RuntimeError:  # not one of AnyIO's threads
+            _mine.lender = None
+    lender: Lender | None = _mine.lender
     return lender
+
+
+def _make_lender() -> Lender:
+    return Lender(asyncio.get_running_loop(), current_default_thread_limiter())
+
+
+waiting.finders.append(_find_lender)
 
 
 class _Phases:

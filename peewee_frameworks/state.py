@@ -32,8 +32,8 @@ from .errors import ConfigurationError
 from .frame import (
     NO_RECORD,
     Frame,
-    Frames,
     Lineage,
+    Overlay,
     PrivateFrame,
     current_frames,
     current_lineage,
@@ -143,7 +143,7 @@ class State:
     def closed(self) -> bool:
         """Whether there is no connection here."""
         frames = current_frames.get()
-        if frames is not None and (frame := frames.get(self) or frames.find(self)) is not None:
+        if frames is not None and (frame := frames.frames.get(self) or frames.find(self)) is not None:
             return frame.closed
         return bool(self._implicit_frame().closed)
 
@@ -151,7 +151,7 @@ class State:
     def conn(self) -> Any:
         """The driver's connection, or None."""
         frames = current_frames.get()
-        if frames is not None and (frame := frames.get(self) or frames.find(self)) is not None:
+        if frames is not None and (frame := frames.frames.get(self) or frames.find(self)) is not None:
             return frame.conn
         return self._implicit_frame().conn
 
@@ -165,7 +165,7 @@ class State:
     def transactions(self) -> list[Any]:
         """Peewee's stack of open transactions."""
         frames = current_frames.get()
-        frame = None if frames is None else frames.get(self)
+        frame = None if frames is None else frames.frames.get(self)
         entries: list[Any] = (self.frame() if frame is None else frame).transactions
         return entries
 
@@ -207,7 +207,7 @@ class State:
     def frame(self) -> Any:
         """Return the `Frame` of the current scope or owner, or the empty record."""
         frames = current_frames.get()
-        if frames is not None and (frame := frames.get(self) or frames.find(self)) is not None:
+        if frames is not None and (frame := frames.frames.get(self) or frames.find(self)) is not None:
             return frame
         return self._implicit_frame()
 
@@ -280,10 +280,7 @@ class State:
         """
         undo: list[Callable[[], None]] = []
         if self.frame() is not frame:
-            outer = current_frames.get()
-            frames = Frames(None if outer is None else outer.scope, outer)
-            frames[self] = frame
-            token = current_frames.set(frames)
+            token = current_frames.set(Overlay(current_frames.get(), frame))
             undo.append(lambda: current_frames.reset(token))
         if mark is not None and not inherits(mark):
             lineage = current_lineage.set(mark)

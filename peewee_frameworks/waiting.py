@@ -9,12 +9,12 @@ waits says so, and the set grows by one for that long.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
 
 class Limiter(Protocol):
@@ -26,10 +26,10 @@ class Limiter(Protocol):
 class Lender:
     """Enlarges the set of threads of one event loop while one of them waits; a context manager, used by many at once."""
 
-    __slots__ = ("_limiter", "loop")
+    __slots__ = ("_limiter", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limiter: Limiter) -> None:
-        self.loop = weakref.ref(loop)  # or what adapters keep by loop would keep the loop
+        self._loop = weakref.ref(loop)  # or what a thread keeps would keep the loop
         self._limiter = limiter
 
     def __enter__(self) -> None:
@@ -39,7 +39,7 @@ class Lender:
         self._change(-1)
 
     def _change(self, places: int) -> None:
-        loop = self.loop()
+        loop = self._loop()
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and its threads have nothing left to do
                 loop.call_soon_threadsafe(self._add, places)
@@ -48,10 +48,14 @@ class Lender:
         self._limiter.total_tokens += places
 
 
-# Adapters set it for each request, threads inherit it. Stale in a leaked context, it would lend a place nobody needs.
-current_lender: contextvars.ContextVar[Lender | None] = contextvars.ContextVar("peewee_frameworks_lender", default=None)
+# Asked for what lends the running thread's place; adapters of frameworks that bound their threads add theirs.
+finders: list[Callable[[], Lender | None]] = []
 
 
 def lending() -> contextlib.AbstractContextManager[Any]:
     """Return a block in which this thread's place is lent to another; around a wait, never around work."""
-    return current_lender.get() or contextlib.nullcontext()
+    for find in finders:
+        lender = find()
+        if lender is not None:
+            return lender
+    return contextlib.nullcontext()

@@ -10,24 +10,20 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Any
 
+from .frame import current_frames
 from .http import problem_for
 from .runtime import Runtime
-from .scope import current_scope
+from .scope import Scope, current_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from .scope import Scope
+    from .state import State
 
     WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 # Where nested adapters find the scope around them. Never the context variable: servers leak contexts between requests.
 SCOPE_KEY = "peewee_frameworks.scope"
-
-
-def work_key(runtime: Runtime) -> str:
-    """Return where the scope that serves this runtime's databases is kept: another `Peewee` may sit in between."""
-    return f"{SCOPE_KEY}.{id(runtime)}"
 
 
 class ScopeMiddleware:
@@ -45,45 +41,45 @@ class ScopeMiddleware:
         self.app = app
         self.runtime = runtime
         self.prepare = prepare
-        self.key = work_key(runtime)
         # Scopes whose body nobody closed, from its finaliser, which must not do I/O; the next request ends them.
         self._abandoned: collections.deque[Scope] = collections.deque()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Run the application in a scope of its own; inside another's, only if that lacks one of our databases."""
+        runtime = self.runtime
         while self._abandoned:
-            self.runtime.end(self._abandoned.popleft())
+            runtime.end(self._abandoned.popleft())
         outer: Scope | None = environ.get(SCOPE_KEY)
         if outer is not None and outer.ended:  # a dispatcher tries one application after the other
             outer = None
-        if outer is not None and all(state in outer.frames for state in self.runtime.states):
-            return self._join(self.runtime.opener(outer), environ, start_response)
+        if outer is not None and outer.has_all(runtime.states):
+            return self._join(outer, environ, start_response)
         around = current_scope()
         if around is not None:  # a test's fixture, say: its idle connection may be the pool's only one
             around.release_early()
-        work = self.runtime.begin(f"request {environ.get('REQUEST_METHOD', '')} {_path(environ)}", outer)
-        environ[SCOPE_KEY] = environ[self.key] = work
-        response = _Response(self.runtime, work, start_response)
+        work = environ[SCOPE_KEY] = _Work(environ, runtime.states_beside(outer), outer, runtime)
+        runtime.enter(work)
+        response = _Response(runtime, work, start_response)
         try:
             body = self._call(response, environ)
         except BaseException:
-            self.runtime.end(work)
+            runtime.end(work)
             raise
         if _is_complete(body, environ):
-            self.runtime.end(work)
+            runtime.end(work)
             return body
         response.serve(body, self._abandoned)
         return response
 
-    def _join(self, work: Scope, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _join(self, outer: Scope, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Run the application in the scope of an adapter around it, by its own options."""
-        taken = self.key in environ  # by the same middleware further out
-        environ[self.key] = work
-        if taken:
+        work = self.runtime.find(outer)
+        if work is None or self.runtime in work.served:
             return self.app(environ, start_response)
         return self._call(_Response(self.runtime, work, start_response), environ)
 
     def _call(self, response: _Response, environ: dict[str, Any]) -> Iterable[bytes]:
+        response.work.served += (self.runtime,)
         if not self.prepare:
             return self.app(environ, response.start)
         try:
@@ -95,7 +91,7 @@ class ScopeMiddleware:
                     response.work.connect()
             return self.app(environ, response.start)
         except Exception as error:
-            problem = None if response.started or not self.runtime.options.errors else problem_for(error)
+            problem = None if response.work.started or not self.runtime.options.errors else problem_for(error)
             if problem is None:
                 raise
             headers = {**problem.headers, "Content-Type": "application/json", "Content-Length": str(len(problem.body))}
@@ -103,66 +99,82 @@ class ScopeMiddleware:
             return [problem.body]
 
 
+class _Work(Scope):
+    """The scope of one WSGI request."""
+
+    # Not `Scope.__init__`: most requests query nothing, and pay for each call and each name.
+    def __init__(
+        self, environ: dict[str, Any], states: Sequence[State], parent: Scope | None, runtime: Runtime
+    ) -> None:
+        self.environ = environ
+        self.states = states
+        self.parent = parent
+        self.owner = runtime
+        self.frames = {}
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        """What messages call it."""
+        return f"request {self.environ.get('REQUEST_METHOD', '')} {_path(self.environ)}"
+
+
 class _Response:
     """What one request answers: its start, before which the transaction ends, and its body, each part made in the scope."""
 
+    _abandoned: collections.deque[Scope] | None = None
+
     def __init__(self, runtime: Runtime, work: Scope, start_response: Callable[..., Any]) -> None:
         self.work = work
-        self.started = False
         self._runtime = runtime
         self._start_response = start_response
-        self._body: Iterable[bytes] = ()
-        self._parts: Iterator[bytes] = iter(())
-        self._abandoned: collections.deque[Scope] | None = None
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Be the application's ``start_response``.
 
         Raises: what a COMMIT raised; nothing has been sent then.
         """
-        if not self.work.untouched:
-            self._runtime.complete(self.work, int(status[:3]))
-        self.started = True
+        work = self.work
+        if work.frames or work.atomic:
+            self._runtime.complete(work, int(status[:3]))
+        work.started = True
         return self._start_response(status, headers, *([exc_info] if exc_info else ()))
 
     def serve(self, body: Iterable[bytes], abandoned: collections.deque[Scope]) -> None:
         """Take the application's body; from now on the request ends with `close`."""
-        self._body, self._parts, self._abandoned = body, iter(body), abandoned
+        self._body, self._next, self._abandoned = body, iter(body).__next__, abandoned
         self._pause()
+        self.work.exit()
 
     def _pause(self) -> None:
-        """Leave the scope: the server may take long to send a part."""
-        work = self.work
-        if self.started and not work.untouched:
-            self._runtime.release_early(work)
-        work.exit()
+        """Hold nothing that nobody needs: the server may take long to send a part."""
+        if self.work.frames and self.work.started:
+            self._runtime.release_early(self.work)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        work = self.work
-        work.enter()
+        token = current_frames.set(self.work)
         try:
-            return next(self._parts)
+            return self._next()
         finally:
-            if work.untouched:
-                work.exit()
-            else:
+            if self.work.frames:
                 self._pause()
+            current_frames.reset(token)
 
     def close(self) -> None:
         """Close the application's body in the scope, then end the scope, whatever that raised."""
         self._abandoned = None
-        if self.work.ended:
+        work = self.work
+        if work.ended:
             return
-        self.work.enter()
+        work.enter()
         try:
             close = getattr(self._body, "close", None)
             if close is not None:
                 close()
         finally:
-            self._runtime.end(self.work)
+            self._runtime.end(work)
 
     def __del__(self) -> None:
         # Servers close the body; test clients often do not.

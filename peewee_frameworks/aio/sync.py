@@ -92,9 +92,9 @@ class _Unit:
 
     def __init__(self, state: State, label: str) -> None:
         frames = current_frames.get()
-        scope = frames.scope if frames is not None and state in frames else None
+        scope = frames.scope if frames is not None and frames.has(state) else None
         self._own = scope is None
-        self.scope = scope or Scope([state], label)
+        self.scope = Scope([state], label) if scope is None else scope
         if self._own:
             self.scope.enter()
 
@@ -112,7 +112,7 @@ async def run(state: State, function: Callable[..., _Result], *args: Any, **kwar
     Raises: what the function raises; `PoolTimeout` if no place came free in time.
     """
     frames = current_frames.get()
-    if frames is not None and frames.scope is not None and state in frames:
+    if frames is not None and frames.scope is not None and frames.has(state):
         return await _runner(state).run(frames.scope, _complete, function, args, kwargs)
     scope = Scope([state], f"db.run({getattr(function, '__qualname__', function)})")
     scope.enter()
