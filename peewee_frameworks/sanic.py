@@ -28,10 +28,10 @@ from .config import Options
 from .errors import ConfigurationError
 from .http import SERVER_ERROR, problem_for
 from .runtime import Runtime
-from .scope import connection_scope
+from .scope import Scope, connection_scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 
     from sanic.blueprints import BlueprintGroup
     from sanic.handlers import ErrorHandler
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sanic_routing import Route
 
     from .config import Databases, Predicate
-    from .scope import Scope
+    from .state import State
 
 logger = logging.getLogger("peewee_frameworks")
 
@@ -302,16 +302,23 @@ def _scoped_class(cls: Any) -> Any:
     return type(cls)(cls.__name__, (_Scoped, cls), same)
 
 
-class _Part:
-    """What one `Peewee` does for a request."""
+class _Part(Scope):
+    """What one `Peewee` does for a request: its scope, and the options that hold for it."""
 
-    __slots__ = ("options", "orm", "runtime", "scope")
-
-    def __init__(self, orm: Peewee, scope: Scope) -> None:
+    # Not `Scope.__init__`: most requests query nothing, and pay for each call and each name.
+    def __init__(self, request: Request, states: Sequence[State], parent: Scope | None, orm: Peewee) -> None:
+        self.request = request
+        self.states = states
+        self.parent = parent
         self.orm = orm
-        self.runtime = orm.runtime
-        self.scope = scope
+        self.owner: Runtime = orm.runtime
         self.options = orm.runtime.options
+        self.frames = {}
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        """What messages call it."""
+        return f"request {self.request.method} {self.request.path}"
 
 
 class _Work:
@@ -330,12 +337,12 @@ class _Work:
         request, stream = self._request, self._stream
         app = request.app
         outer: Scope | None = request.transport.scope.get(SCOPE_KEY) if app.asgi else None
-        label = f"request {request.method} {request.path}"
         for orm in app.ctx.peewee:
             runtime = orm.runtime
             if outer is None or not outer.has_all(runtime.states):
-                outer = runtime.begin(label, outer)
-                self._parts.append(_Part(orm, outer))
+                outer = _Part(request, runtime.states_beside(outer), outer, orm)
+                runtime.enter(outer)
+                self._parts.append(outer)
         if hasattr(stream, "response_func"):  # HTTP/1.1, whose `send` is what `response_func` is at the time
             self._send, stream.response_func = stream.response_func, self._first
         elif stream is not None:
@@ -344,7 +351,7 @@ class _Work:
     def end(self) -> None:
         """Close the scopes; a `begin` that failed has opened some of them only."""
         for part in reversed(self._parts):
-            part.runtime.end(part.scope)
+            part.owner.end(part)
 
     async def prepare(self, route: Route) -> None:
         """Connect eagerly and begin transactions, now that the route is known. Websockets have no transaction."""
@@ -352,29 +359,29 @@ class _Work:
         for part in self._parts:
             names, part.options = part.orm._options_of(request.app, route)
             if not route.extra.websocket:
-                runtime = part.runtime
+                runtime = part.owner
                 eager, atomic = runtime.policy(request, (request.path, *names), part.options)
                 if atomic:
-                    await runtime.set_atomic(part.scope)
+                    await runtime.set_atomic(part)
                 # It holds its connection while its COMMIT is awaited, so the next one, on the same thread, must await too.
                 if eager or (atomic and part.options.connect is None):
-                    await runtime.connect(part.scope)
+                    await runtime.connect(part)
 
     def release_early(self) -> None:
         """Give back what is idle."""
         for part in self._parts:
-            part.runtime.release_early(part.scope, part.options)
+            part.owner.release_early(part, part.options)
 
     async def _complete(self) -> None:
         status = self._stream.response.status
         for part in reversed(self._parts):
-            if not part.scope.ended:  # else Sanic has cancelled the request and says so to the client
-                await part.runtime.complete_async(part.scope, status, part.options)
+            if not part.ended:  # else Sanic has cancelled the request and says so to the client
+                await part.owner.complete_async(part, status, part.options)
 
     def _first(self, data: bytes, end_stream: bool) -> Awaitable[None]:
         """Send the head of an HTTP/1.1 response, and of most all the rest."""
         for part in self._parts:
-            if not (end_stream and part.scope.untouched):
+            if not (end_stream and part.untouched):
                 return self._first_of_more(data, end_stream)
         sent: Awaitable[None] = self._send(data, end_stream)
         return sent
