@@ -15,7 +15,9 @@ from .scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+    from typing import Unpack
 
+    from .config import Databases, OptionKeywords
     from .state import State
 
     Message = MutableMapping[str, Any]
@@ -278,7 +280,7 @@ class PeeweeMiddleware:
     Put it outermost, so that error handlers run inside the scope too.
     """
 
-    def __init__(self, app: ASGIApp, database: Any = None, **options: Any) -> None:
+    def __init__(self, app: ASGIApp, database: Databases | None = None, **options: Unpack[OptionKeywords]) -> None:
         """Wrap an application.
 
         Args:

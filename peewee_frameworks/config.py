@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, TypedDict
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import peewee
@@ -109,6 +109,27 @@ class Options:
     def is_atomic(self, request: Any) -> bool:
         """Return whether the request runs in a transaction."""
         return bool(self.transaction(request)) if callable(self.transaction) else self.transaction
+
+
+class PolicyKeywords(TypedDict, total=False):
+    """Those that may differ between the parts of an application; None means "not given"."""
+
+    connect: Literal["lazy", "eager"] | None
+    transaction: bool | Predicate | None
+    rollback_on: Collection[int] | Callable[[int], bool] | None
+    exclude: Iterable[str | Predicate] | None
+    release: Literal["response_start", "request_end"] | None
+
+
+class OptionKeywords(PolicyKeywords, total=False):
+    """All of them, as keywords of `Peewee(...)`."""
+
+    errors: bool | None
+    check: Literal["fail", "warn", "off"] | None
+    create_tables: Iterable[type[peewee.Model]] | None
+    run_threads: int | None
+    run_timeout: float | None
+    close_timeout: float | None
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")

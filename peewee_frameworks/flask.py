@@ -28,18 +28,19 @@ from werkzeug.exceptions import default_exceptions
 
 from . import gevent
 from .errors import ConfigurationError, DatabaseUnavailable
+from .extension import Extension
 from .http import HANDLED, problem_for
-from .runtime import Runtime
-from .scope import Scope, connection_scope, current_scope
+from .scope import Scope, current_scope
 from .wsgi import SCOPE_KEY, ScopeMiddleware
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable
+    from typing import Unpack
 
-    import peewee
     from flask import Flask
 
-    from .config import Databases, Predicate
+    from .config import Databases, OptionKeywords
+    from .runtime import Runtime
 
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
@@ -47,92 +48,20 @@ _Result = TypeVar("_Result")
 EXTENSION = "peewee"
 
 
-class Peewee:
+class Peewee(Extension):
     """One Peewee connection per request of a Flask application, given back exactly once.
 
-    One instance may serve several applications; one application may have several instances, one per database or group of
-    databases. ``app.extensions["peewee"]`` lists them.
+    ``app.extensions["peewee"]`` lists an application's instances. Of the options, predicates are functions of `flask.request`,
+    `exclude` matches the path, the endpoint or a blueprint's name, `check` and `create_tables` are for the first request of a
+    process (see `start`), and `run` needs no threads.
     """
 
-    def __init__(
-        self,
-        database: Databases | None = None,
-        *,
-        connect: str | None = None,
-        transaction: bool | Predicate | None = None,
-        rollback_on: Collection[int] | Callable[[int], bool] | None = None,
-        exclude: Iterable[str | Predicate] | None = None,
-        release: str | None = None,
-        errors: bool | None = None,
-        check: str | None = None,
-        create_tables: Iterable[type[peewee.Model]] | None = None,
-        run_threads: int | None = None,
-        run_timeout: float | None = None,
-        close_timeout: float | None = None,
-    ) -> None:
-        """Take the databases and options; nothing connects yet. None means the default, or what ``app.config`` says.
-
-        Args:
-            database: a Peewee database, a `DatabaseProxy`, a URL, or a mapping of aliases to those. None reads
-                ``app.config["PEEWEE_DATABASE"]``, or ``PEEWEE_DATABASE`` or ``DATABASE_URL`` from the environment.
-            connect: ``"lazy"`` (default) connects at the first query, ``"eager"`` before the first before-request function.
-            transaction: True runs each request in a transaction; a function of `flask.request` decides.
-            rollback_on: response statuses on which such a transaction is rolled back; 400 to 599 by default.
-            exclude: requests that are neither connected eagerly nor atomic nor make the check at start: patterns for the
-                path, the endpoint or a blueprint's name, or functions of `flask.request`.
-            release: ``"response_start"`` (default) or ``"request_end"``.
-            errors: answer a database that is busy or down with 503, `DoesNotExist` with 404, `IntegrityError` with 409,
-                unless the application handles these exceptions itself.
-            check: at the first request of each process, see `start`: ``"fail"`` (default), ``"warn"`` or ``"off"``.
-            create_tables: models whose tables are created then, if missing.
-            run_threads: as in the other frameworks; `run` needs none here.
-            run_timeout: likewise.
-            close_timeout: seconds `stop` waits for requests in flight; 10 by default.
-
-        Raises: `ConfigurationError` for options that cannot work.
-        """
-        self.runtime = Runtime(
-            database,
-            connect=connect,
-            transaction=transaction,
-            rollback_on=rollback_on,
-            exclude=exclude,
-            release=release,
-            errors=errors,
-            check=check,
-            create_tables=create_tables,
-            run_threads=run_threads,
-            run_timeout=run_timeout,
-            close_timeout=close_timeout,
-        )
+    def __init__(self, database: Databases | None = None, **options: Unpack[OptionKeywords]) -> None:
+        """See `Extension`."""
+        super().__init__(database, **options)
         self._atomic_key = f"peewee_frameworks.atomic.{id(self)}"
         self._settings: dict[str, Any] | None = None
         self._start = _Start(self.runtime)
-
-    # -- databases ----------------------------------------------------------------------------------------------------
-
-    @property
-    def database(self) -> Any:
-        """The default database; a proxy for it as long as the configuration has not been read."""
-        return self.runtime.database
-
-    @property
-    def databases(self) -> dict[str, Any]:
-        """Alias → database."""
-        return self.runtime.databases
-
-    def __getitem__(self, alias: str) -> Any:
-        """Return the database with this alias; `ConfigurationError` if there is none."""
-        return self.runtime.get(alias)
-
-    @property
-    def Model(self) -> Any:  # noqa: N802 - it is a class
-        """The base class for models bound to the default database."""
-        return self.database.Model
-
-    def scope(self, label: str | None = None) -> connection_scope:
-        """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
-        return connection_scope(*(self.databases.values() or [self.database]), label=label)
 
     async def run(self, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
         """Call sync code that queries from an async view, on the request's own thread, in its scope.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import peewee
 from sanic import Blueprint, Request, Sanic
@@ -24,127 +24,47 @@ from sanic.exceptions import NotFound, SanicException, ServiceUnavailable
 from sanic.http import Stage
 
 from .asgi import SCOPE_KEY
-from .config import Options
+from .config import Options, PolicyKeywords
 from .errors import ConfigurationError
+from .extension import Extension
 from .http import SERVER_ERROR, problem_for
-from .runtime import Runtime
-from .scope import Scope, connection_scope
+from .scope import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+    from typing import Unpack
 
     from sanic.blueprints import BlueprintGroup
     from sanic.handlers import ErrorHandler
     from sanic.response import BaseHTTPResponse
     from sanic_routing import Route
 
-    from .config import Databases, Predicate
+    from .config import Databases, OptionKeywords
+    from .runtime import Runtime
     from .state import State
 
 logger = logging.getLogger("peewee_frameworks")
 
-_Result = TypeVar("_Result")
-
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
 
+_POLICY = ", ".join(PolicyKeywords.__annotations__)
 
-class Peewee:
+
+class Peewee(Extension):
     """One Peewee connection per request of a Sanic application, given back exactly once.
 
-    One instance may serve several applications; one application may have several instances, one per database or group of
-    databases.
+    Of the options, predicates are functions of the `Request`, `exclude` matches the path, the endpoint (``"blog.show"``) or the
+    blueprint, and `connect` is eager by default for atomic requests: all handlers share one thread. ``PEEWEE_…`` keys of
+    ``app.config`` come from the environment as ``SANIC_PEEWEE_…``.
     """
 
-    def __init__(
-        self,
-        database: Databases | None = None,
-        *,
-        connect: str | None = None,
-        transaction: bool | Predicate | None = None,
-        rollback_on: Collection[int] | Callable[[int], bool] | None = None,
-        exclude: Iterable[str | Predicate] | None = None,
-        release: str | None = None,
-        errors: bool | None = None,
-        check: str | None = None,
-        create_tables: Iterable[type[peewee.Model]] | None = None,
-        run_threads: int | None = None,
-        run_timeout: float | None = None,
-        close_timeout: float | None = None,
-    ) -> None:
-        """Take the databases and options; nothing connects yet. None means what the application's config says, or the default.
-
-        Args:
-            database: a Peewee database, a `DatabaseProxy`, a URL, or a mapping of aliases to those. None reads
-                ``PEEWEE_DATABASE`` from ``app.config`` (so ``SANIC_PEEWEE_DATABASE`` from the environment), then
-                ``PEEWEE_DATABASE`` and ``DATABASE_URL`` from the environment, in `init_app`.
-            connect: ``"lazy"`` connects at the first query, ``"eager"`` before request middleware and handler, without
-                blocking the event loop. Eager by default for atomic requests, else lazy.
-            transaction: True runs each request in a transaction; a function of the `Request` decides. Committed before the
-                first byte of the response.
-            rollback_on: response statuses on which such a transaction is rolled back; 400 to 599 by default.
-            exclude: requests that are neither connected eagerly nor atomic: patterns for the path, the endpoint
-                (``"blog.show"``) or the blueprint, or functions of the `Request`.
-            release: ``"response_start"`` (default) or ``"request_end"``.
-            errors: answer a database that is busy or down with 503, `DoesNotExist` with 404, `IntegrityError` with 409;
-                exception handlers of the application go before.
-            check: at start, ``"fail"`` (default), ``"warn"`` or ``"off"``.
-            create_tables: models whose tables are created at start, if missing.
-            run_threads: threads of `run`; by default the size of the largest pool.
-            run_timeout: seconds a unit of work waits to be admitted to `run`; by default the pool's timeout.
-            close_timeout: seconds to wait at the end for requests in flight; 10 by default.
-
-        Raises: `ConfigurationError` for options that cannot work.
-        """
-        self.runtime = Runtime(
-            database,
-            connect=connect,
-            transaction=transaction,
-            rollback_on=rollback_on,
-            exclude=exclude,
-            release=release,
-            errors=errors,
-            check=check,
-            create_tables=create_tables,
-            run_threads=run_threads,
-            run_timeout=run_timeout,
-            close_timeout=close_timeout,
-        )
+    def __init__(self, database: Databases | None = None, **options: Unpack[OptionKeywords]) -> None:
+        """See `Extension`."""
+        super().__init__(database, **options)
         self._policies: list[tuple[Blueprint | BlueprintGroup, dict[str, Any]]] = []
         # By the name of the route, which begins with that of its application.
         self._of_route: dict[str, tuple[list[str], Options]] = {}
-
-    # -- databases ----------------------------------------------------------------------------------------------------
-
-    @property
-    def database(self) -> Any:
-        """The default database; a proxy for it as long as the configuration has not been read."""
-        return self.runtime.database
-
-    @property
-    def databases(self) -> dict[str, Any]:
-        """Alias → database."""
-        return self.runtime.databases
-
-    def __getitem__(self, alias: str) -> Any:
-        """Return the database with this alias; `ConfigurationError` if there is none."""
-        return self.runtime.get(alias)
-
-    @property
-    def Model(self) -> Any:  # noqa: N802 - it is a class
-        """The base class for models bound to the default database."""
-        return self.database.Model
-
-    def scope(self, label: str | None = None) -> connection_scope:
-        """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
-        return connection_scope(*(self.databases.values() or [self.database]), label=label)
-
-    async def run(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
-        """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.
-
-        Raises: what the function raises; `PoolTimeout` if it was not admitted in time.
-        """
-        return await self.runtime.run(function, *args, **kwargs)
 
     async def connection(self, request: Request) -> peewee.Database:
         """Give the default database; what sanic-ext injects where a handler asks for a `peewee.Database`.
@@ -190,16 +110,7 @@ class Peewee:
         """
         return _ExtensionBlueprint(self, name, **options)
 
-    def policy(
-        self,
-        blueprint: Blueprint | BlueprintGroup,
-        *,
-        connect: str | None = None,
-        transaction: bool | Predicate | None = None,
-        rollback_on: Collection[int] | Callable[[int], bool] | None = None,
-        exclude: Iterable[str | Predicate] | None = None,
-        release: str | None = None,
-    ) -> None:
+    def policy(self, blueprint: Blueprint | BlueprintGroup, **options: Unpack[PolicyKeywords]) -> None:
         """Set options that hold for the routes of one blueprint or group, in place of the application's.
 
         A blueprint's own go before those of its group, later calls before earlier ones. What is not given stays as it is.
@@ -207,14 +118,9 @@ class Peewee:
 
         Raises: `ConfigurationError` for options that cannot work.
         """
-        given: dict[str, Any] = {
-            "connect": connect,
-            "transaction": transaction,
-            "rollback_on": rollback_on,
-            "exclude": exclude,
-            "release": release,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if unknown := given.keys() - PolicyKeywords.__annotations__.keys():
+            raise ConfigurationError(f"policy() has no option {', '.join(sorted(unknown))}; it has {_POLICY}.")
         dataclasses.replace(Options(), **given)  # refuse here, not at the first request
         self._policies.append((blueprint, given))
         self._of_route.clear()

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import inspect
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from anyio import from_thread
 from anyio.to_thread import current_default_thread_limiter
@@ -28,115 +28,26 @@ from starlette.responses import PlainTextResponse
 from . import waiting
 from .asgi import LifespanMiddleware, RequestMiddleware, ScopeMiddleware
 from .errors import ConfigurationError
+from .extension import Extension
 from .http import HANDLED, problem_for
-from .runtime import Runtime
-from .scope import connection_scope
 from .waiting import Lender
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    import peewee
     from starlette.applications import Starlette
     from starlette.responses import Response
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Lifespan, Scope
 
-    from .config import Databases, Predicate
-
-_Result = TypeVar("_Result")
+    from .runtime import Runtime
 
 
-class Peewee:
+class Peewee(Extension):
     """One Peewee connection per request of a Starlette application, given back exactly once.
 
-    One instance may serve several applications; one application may have several instances, one per database or group of
-    databases.
+    Of the options, predicates are functions of the `Request`, and `exclude` matches the path or the route's name.
     """
-
-    def __init__(
-        self,
-        database: Databases | None = None,
-        *,
-        connect: str | None = None,
-        transaction: bool | Predicate | None = None,
-        rollback_on: Collection[int] | Callable[[int], bool] | None = None,
-        exclude: Iterable[str | Predicate] | None = None,
-        release: str | None = None,
-        errors: bool | None = None,
-        check: str | None = None,
-        create_tables: Iterable[type[peewee.Model]] | None = None,
-        run_threads: int | None = None,
-        run_timeout: float | None = None,
-        close_timeout: float | None = None,
-    ) -> None:
-        """Take the databases and options; nothing connects yet. None means the default.
-
-        Args:
-            database: a Peewee database, a `DatabaseProxy`, a URL, or a mapping of aliases to those. None reads
-                ``PEEWEE_DATABASE`` or ``DATABASE_URL`` from the environment when the application is made or starts.
-            connect: ``"lazy"`` (default) connects at the first query, ``"eager"`` before the endpoint runs.
-            transaction: True runs each request in a transaction; a function of the `Request` decides.
-            rollback_on: response statuses on which such a transaction is rolled back; 400 to 599 by default.
-            exclude: requests that are neither connected eagerly nor atomic: patterns for the path or the route's name, or
-                functions of the `Request`.
-            release: ``"response_start"`` (default) or ``"request_end"``.
-            errors: answer a database that is busy or down with 503, `DoesNotExist` with 404, `IntegrityError` with 409,
-                unless the application handles these exceptions itself.
-            check: at start, ``"fail"`` (default), ``"warn"`` or ``"off"``.
-            create_tables: models whose tables are created at start, if missing.
-            run_threads: threads of `run`; by default the size of the largest pool.
-            run_timeout: seconds a unit of work waits to be admitted to `run`; by default the pool's timeout.
-            close_timeout: seconds to wait at the end for requests in flight; 10 by default.
-
-        Raises: `ConfigurationError` for options that cannot work.
-        """
-        self.runtime = Runtime(
-            database,
-            connect=connect,
-            transaction=transaction,
-            rollback_on=rollback_on,
-            exclude=exclude,
-            release=release,
-            errors=errors,
-            check=check,
-            create_tables=create_tables,
-            run_threads=run_threads,
-            run_timeout=run_timeout,
-            close_timeout=close_timeout,
-        )
-
-    # -- databases ----------------------------------------------------------------------------------------------------
-
-    @property
-    def database(self) -> Any:
-        """The default database; a proxy for it as long as the configuration has not been read."""
-        return self.runtime.database
-
-    @property
-    def databases(self) -> dict[str, Any]:
-        """Alias → database."""
-        return self.runtime.databases
-
-    def __getitem__(self, alias: str) -> Any:
-        """Return the database with this alias; `ConfigurationError` if there is none."""
-        return self.runtime.get(alias)
-
-    @property
-    def Model(self) -> Any:  # noqa: N802 - it is a class
-        """The base class for models bound to the default database."""
-        return self.database.Model
-
-    def scope(self, label: str | None = None) -> connection_scope:
-        """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
-        return connection_scope(*(self.databases.values() or [self.database]), label=label)
-
-    async def run(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
-        """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.
-
-        Raises: what the function raises; `PoolTimeout` if it was not admitted in time.
-        """
-        return await self.runtime.run(function, *args, **kwargs)
 
     # -- installing ---------------------------------------------------------------------------------------------------
 

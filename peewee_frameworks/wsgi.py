@@ -17,7 +17,9 @@ from .scope import Scope, current_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Unpack
 
+    from .config import Databases, OptionKeywords
     from .state import State
 
     WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -193,7 +195,7 @@ class PeeweeMiddleware:
         application = PeeweeMiddleware(application, db)
     """
 
-    def __init__(self, app: WSGIApp, database: Any = None, **options: Any) -> None:
+    def __init__(self, app: WSGIApp, database: Databases | None = None, **options: Unpack[OptionKeywords]) -> None:
         """Wrap an application.
 
         Args:

@@ -1,0 +1,71 @@
+"""What each framework's `Peewee` has in common: databases, options, scopes. The hooks are the adapters' own.
+
+A class all the same, where the house prefers none: four copies of twelve options and their documentation would drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from .runtime import Runtime
+from .scope import connection_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Unpack
+
+    from .config import Databases, OptionKeywords
+
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
+
+
+class Extension:
+    """The databases of an application, and a connection of each for every request.
+
+    One instance may serve several applications; one application may have several instances, one per database or group of
+    databases.
+    """
+
+    def __init__(self, database: Databases | None = None, **options: Unpack[OptionKeywords]) -> None:
+        """Take the databases and options; nothing connects yet.
+
+        Args:
+            database: a Peewee database, a `DatabaseProxy`, a URL, or a mapping of aliases to those. None reads
+                ``PEEWEE_DATABASE`` from the framework's config, then ``PEEWEE_DATABASE`` or ``DATABASE_URL`` from the
+                environment, when the application is set up or starts.
+            options: see `peewee_frameworks.config.Options`; None means what the framework's config says, or the default.
+
+        Raises: `ConfigurationError` for options that cannot work.
+        """
+        self.runtime = Runtime(database, **options)
+
+    @property
+    def database(self) -> Any:
+        """The default database; a proxy for it as long as the configuration has not been read."""
+        return self.runtime.database
+
+    @property
+    def databases(self) -> dict[str, Any]:
+        """Alias → database."""
+        return self.runtime.databases
+
+    def __getitem__(self, alias: str) -> Any:
+        """Return the database with this alias; `ConfigurationError` if there is none."""
+        return self.runtime.get(alias)
+
+    @property
+    def Model(self) -> Any:  # noqa: N802 - it is a class
+        """The base class for models bound to the default database."""
+        return self.database.Model
+
+    def scope(self, label: str | None = None) -> connection_scope:
+        """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
+        return connection_scope(*(self.databases.values() or [self.database]), label=label)
+
+    async def run(self, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+        """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.
+
+        Raises: what the function raises; `PoolTimeout` if it was not admitted in time.
+        """
+        return await self.runtime.run(function, *args, **kwargs)
