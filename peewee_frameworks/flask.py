@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import click
 from flask import Response, appcontext_pushed, current_app, g, request
 from werkzeug.exceptions import default_exceptions
 
@@ -196,6 +198,7 @@ class Peewee:
             app.after_request_funcs.setdefault(None, []).insert(0, self._end_transaction)
         if len(installed) == 1:
             _watch_contexts(app)
+            _add_commands(app)
         if self.runtime.options.errors:
             handlers = app.error_handler_spec[None][None]
             for error in HANDLED:
@@ -277,6 +280,28 @@ def _watch_contexts(app: Flask) -> None:
 def _context_pushed(app: Flask, **_: Any) -> None:
     for orm in app.extensions[EXTENSION]:
         orm._open_in_context(app)
+
+
+def _add_commands(app: Flask) -> None:
+    """Add ``flask peewee doctor`` and ``flask peewee check``, unless the application has a ``peewee`` of its own."""
+    group = click.Group(EXTENSION, help="Look at the databases of the application.")
+    for name, does in (
+        ("doctor", "Say what will go wrong, and what to change."),
+        ("check", "Connect and ask each server."),
+    ):
+        arguments = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
+        run = functools.partial(_run_command, app, name)
+        # Options and --help are the command line's own.
+        settings = {"ignore_unknown_options": True}
+        group.add_command(click.Command(name, settings, run, [arguments], short_help=does, add_help_option=False))
+    if EXTENSION not in app.cli.commands:
+        app.cli.add_command(group)
+
+
+def _run_command(app: Flask, name: str, arguments: tuple[str, ...]) -> None:
+    from . import cli  # noqa: PLC0415 - no application needs it
+
+    sys.exit(cli.main([name, *arguments], cli.Started(loaded=app, name=f"the Flask application {app.name!r}")))
 
 
 def _scopes() -> dict[Peewee, Scope]:
