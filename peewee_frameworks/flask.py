@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import click
 from flask import Response, current_app, request
 from flask.ctx import AppContext
 from flask.globals import app_ctx
@@ -126,6 +128,7 @@ class Peewee(Extension):
             app.after_request_funcs.setdefault(None, []).insert(0, self._end_transaction)
         if len(installed) == 1:
             _watch(app)
+            _add_commands(app)
         if self.runtime.options.errors:
             handlers = app.error_handler_spec[None][None]
             for error in HANDLED:
@@ -243,6 +246,28 @@ class _ScopedContext:
                 scopes, self._scopes = dict(self._scopes), {}
                 for orm in reversed(scopes):
                     orm.runtime.end(scopes[orm])
+
+
+def _add_commands(app: Flask) -> None:
+    """Add ``flask peewee doctor`` and ``flask peewee check``, unless the application has a ``peewee`` of its own."""
+    group = click.Group(EXTENSION, help="Look at the databases of the application.")
+    for name, does in (
+        ("doctor", "Say what will go wrong, and what to change."),
+        ("check", "Connect and ask each server."),
+    ):
+        arguments = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
+        run = functools.partial(_run_command, app, name)
+        # Options and --help are the command line's own.
+        settings = {"ignore_unknown_options": True}
+        group.add_command(click.Command(name, settings, run, [arguments], short_help=does, add_help_option=False))
+    if EXTENSION not in app.cli.commands:
+        app.cli.add_command(group)
+
+
+def _run_command(app: Flask, name: str, arguments: tuple[str, ...]) -> None:
+    from . import cli  # noqa: PLC0415 - no application needs it
+
+    sys.exit(cli.main([name, *arguments], cli.Started(loaded=app, name=f"the Flask application {app.name!r}")))
 
 
 class _Start:

@@ -297,7 +297,7 @@ def _late_patch(patches: _Patches, database: Any) -> list[Finding]:
 
 
 def _driver_findings(patches: _Patches, database: Any) -> list[Finding]:
-    driver = _driver(database)
+    driver = driver_of(database)
     if driver == "psycopg" and patches.select and not _psycopg_yields():
         text = (
             "psycopg was imported before gevent's patch (`import peewee` imports it) and waits in C: each query stops all "
@@ -318,7 +318,7 @@ def _driver_findings(patches: _Patches, database: Any) -> list[Finding]:
 _BLOCKING = frozenset({"MySQLdb", "mariadb", "mysql.connector"})
 
 
-def _driver(database: Any) -> str:
+def driver_of(database: Any) -> str:
     """Name the module of the driver that a Peewee database uses."""
     if isinstance(database, peewee.PostgresqlDatabase):
         adapter = getattr(database, "_adapter", None)
@@ -337,7 +337,7 @@ def _driver(database: Any) -> str:
 
 def _yields(patches: _Patches, database: Any) -> bool:
     """Return whether other greenlets run while this database's driver waits."""
-    driver = _driver(database)
+    driver = driver_of(database)
     if driver == "psycopg":
         return patches.select and _psycopg_yields()
     if driver == "psycopg2":

@@ -571,7 +571,7 @@ def test_a_policy_that_cannot_work_is_refused_at_once(make_database):
     orm = Peewee(make_database())
     with pytest.raises(ConfigurationError, match="connect"):
         orm.policy(Blueprint("b"), connect="quickly")
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigurationError, match="no option errors; it has connect"):
         orm.policy(Blueprint("b"), errors=True)
 
 
