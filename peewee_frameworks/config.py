@@ -214,9 +214,13 @@ def _open(database: Any, alias: str) -> Any:
 def connect_url(url: str) -> Any:
     """Make a database from a URL such as ``mysql+pool://user:secret@host/shop?max_connections=20``.
 
+    The schemes are those of ``playhouse.db_url``; ``…+pool`` gives a database of `peewee_frameworks.pool` where it has one.
+
     Raises: `ConfigurationError` for a URL that is malformed or of an unknown scheme; it never shows the password.
     """
     from playhouse import db_url  # noqa: PLC0415 - it imports every driver extension that is installed
+
+    from .pool import urls as pooled  # noqa: PLC0415 - which stands on this module
 
     parts = split_url(url)
     scheme = parts.scheme
@@ -226,7 +230,14 @@ def connect_url(url: str) -> Any:
             "It looks like mysql+pool://user@host/name, postgresql+pool://user@host/name or sqlite:///file.db."
         )
     try:
-        return db_url.connect(url, unquote_user=True, unquote_password=True)
+        if scheme in pooled.SCHEMES:
+            return pooled.connect(url)
+        arguments: dict[str, Any] = db_url.parse(url, unquote_user=True, unquote_password=True)
+        if "passwd" in arguments:
+            arguments["password"] = arguments.pop(
+                "passwd"
+            )  # PyMySQL's name for it from 1.0 on; the other is deprecated
+        return db_url.schemes[scheme](**arguments)
     except Exception as error:  # noqa: BLE001 - whatever a driver makes of the URL's parameters
         # Peewee's own message quotes the URL, password included: so neither that message nor the chain to it.
         quoted = (url, parts.password, unquote(parts.password or ""))

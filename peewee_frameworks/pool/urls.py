@@ -13,7 +13,7 @@ from peewee_frameworks.errors import ConfigurationError
 
 from . import database as databases
 
-__all__ = ["connect", "register_urls"]
+__all__ = ["SCHEMES", "connect", "register_urls"]
 
 _CLASSES = {
     "mysql": "PooledMySQLDatabase",
@@ -28,6 +28,9 @@ _CLASSES = {
     "postgresext": "PooledPostgresqlExtDatabase",
     "postgresqlext": "PooledPostgresqlExtDatabase",
 }
+
+SCHEMES = frozenset(f"{scheme}+pool" for scheme in _CLASSES)
+"""The schemes of our pooled databases."""
 
 
 def connect(url: str, **options: Any) -> Any:

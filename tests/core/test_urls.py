@@ -11,7 +11,7 @@ from peewee_frameworks.asgi import PeeweeMiddleware
 from peewee_frameworks.config import Options, connect_url, safe_url
 from peewee_frameworks.errors import ConfigurationError
 from peewee_frameworks.flask import Peewee
-from peewee_frameworks.pool import connect
+from peewee_frameworks.pool import PooledMySQLDatabase, PooledPostgresqlDatabase, PooledSqliteDatabase, connect
 
 
 @pytest.mark.parametrize("make", [connect_url, connect])
@@ -57,3 +57,21 @@ def test_a_scope_before_init_app_is_told_to_call_init_app():
 def test_a_proxy_of_ones_own_is_told_to_be_initialised():
     with pytest.raises(ConfigurationError, match=r"proxy\.initialize"):
         PeeweeMiddleware(None, peewee.DatabaseProxy()).runtime.states  # noqa: B018 - a property that installs
+
+
+@pytest.mark.parametrize(
+    ("url", "cls"),
+    [
+        ("mysql+pool://u:p%40ss@h/d?max_connections=3", PooledMySQLDatabase),
+        ("postgresql+pool://u:p%40ss@h/d", PooledPostgresqlDatabase),
+        ("sqlite+pool:///d.db", PooledSqliteDatabase),
+        ("mysql://u:p%40ss@h/d", peewee.MySQLDatabase),
+        ("sqlite:///d.db", peewee.SqliteDatabase),
+    ],
+)
+def test_a_url_gives_our_pool_where_it_asks_for_one(url, cls):
+    """Given to `Peewee` or in DATABASE_URL; the password under the name that PyMySQL has for it today."""
+    database = connect_url(url)
+    assert type(database) is cls
+    assert database.connect_params.get("password") == ("p@ss" if "@" in url else None)
+    assert "passwd" not in database.connect_params
