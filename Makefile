@@ -7,10 +7,13 @@ APP ?= flask_blog
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench serve clean
+.PHONY: help demo test test-all lint types bench serve clean
+
+# What a newer Python can change: the pool, the core, the asynchronous layer, gevent. And the adapters, without the servers' matrix.
+ELSEWHERE ?= tests/core tests/pool tests/aio tests/gevent $(wildcard tests/adapters/test_*.py)
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -22,9 +25,12 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/gevent-drivers --group gevent-drivers
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/gevent-drivers mysqlclient >/dev/null 2>&1 \
-		|| echo 'mysqlclient cannot be built here (it needs libmariadb-dev and pkg-config); its tests are skipped'
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/drivers --group drivers
+	@for driver in mysqlclient mariadb; do \
+		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/drivers $$driver >$(VENV)/$$driver.log 2>&1 \
+		|| echo "$$driver cannot be built here (see $(VENV)/$$driver.log; it needs gcc, pkg-config and Debian's libmariadb-dev, \
+then rm $@): its tests are skipped"; \
+	done
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.bench: pyproject.toml | $(BIN)/python
@@ -35,7 +41,20 @@ demo: $(VENV)/.demo  ## Serve all four example apps, drive them hard, print the 
 	$(BIN)/python -m example_apps.demo
 
 test: $(VENV)/.dev  ## Run the tests (ARGS="-k name" to choose)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -o cache_dir=$(VENV)/.pytest_cache $(ARGS)
+
+test-all: test test-3.12 test-3.13  ## Run the tests, and on newer Pythons, where these are installed, what can differ there
+
+# python3.N on the PATH or of pyenv, if it works: its shims may not.
+test-3.%:
+	@found=; for python in "$$(command -v python3.$*)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$*.*/bin/python; do \
+		"$$python" -c 'import ensurepip, venv' 2>/dev/null && found="$$python"; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo 'Python 3.$* was not found (neither python3.$* nor with pyenv): nothing was tested on it.'; \
+	else \
+		$(MAKE) --no-print-directory test VENV=$(VENV)-3.$* PYTHON="$$found" ARGS='$(ELSEWHERE) $(ARGS)'; \
+	fi
 
 lint: $(VENV)/.dev  ## Ruff, rules and format
 	$(BIN)/ruff check .
@@ -51,4 +70,4 @@ serve: $(VENV)/.demo  ## Serve one example app: make serve APP=flask_blog|sanic_
 	$(BIN)/python -m example_apps.serve $(APP)
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis bench-results
+	rm -rf $(VENV) $(VENV)-3.* .mypy_cache .pytest_cache .ruff_cache .hypothesis bench-results

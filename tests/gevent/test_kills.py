@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.gevent.children import FROZEN, require_modules, run_child
+from tests.gevent.children import FROZEN, run_child
 from tests.support.databases import scratch
+from tests.support.drivers import require_modules
 from tests.support.proxy import Proxy
 from tests.support.servers import require_server
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.gevent.children import FROZEN, missing, pythons, require_modules, run_child
+from tests.gevent.children import FROZEN, run_child
+from tests.support.drivers import missing, require_modules
 from tests.support.servers import require_server
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ MODULES = {
     "psycopg2": ["psycopg2", "psycogreen"],
     "mysqlclient": ["MySQLdb"],
 }
+MATRIX = "test_ten_greenlets_succeed_or_are_told_why_not"
 FREEZE_SECONDS = 3.0
 DEADLINE = 30.0
 
@@ -80,13 +81,13 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, ...], F
     with ThreadPoolExecutor(2) as executor:
         for item in request.session.items:
             params = item.callspec.params if hasattr(item, "callspec") else {}
-            if item.path == request.path and "python" in params:
-                python, driver = params["python"], params["driver"]
-                if missing(python, "gevent", *MODULES[driver]) is None:
-                    case = (params["order"], driver, params["kind"])
-                    futures[python, *case] = executor.submit(
-                        run_child, "matrix_case.py", *case, deadline=DEADLINE, python=python
-                    )
+            if (
+                item.path == request.path
+                and item.originalname == MATRIX
+                and missing(*MODULES[params["driver"]]) is None
+            ):
+                case = (params["order"], params["driver"], params["kind"])
+                futures[case] = executor.submit(run_child, "matrix_case.py", *case, deadline=DEADLINE)
         yield futures
         for future in futures.values():
             future.cancel()
@@ -95,14 +96,13 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, ...], F
 @pytest.mark.parametrize("kind", ["ours", "stock"])
 @pytest.mark.parametrize("driver", MODULES)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("python", pythons, ids=[Path(python).parent.parent.name for python in pythons])
 def test_ten_greenlets_succeed_or_are_told_why_not(
-    python: str, order: str, driver: str, kind: str, outcomes: dict[tuple[str, ...], Future[dict[str, Any]]]
+    order: str, driver: str, kind: str, outcomes: dict[tuple[str, ...], Future[dict[str, Any]]]
 ) -> None:
     """Ours serves all, at the same time where the driver can; a stock pool does too or is refused before it freezes."""
     require_server("mysql" if driver in ("pymysql", "mysqlclient") else "postgres")
-    require_modules("gevent", *MODULES[driver], python=python)
-    outcome = outcomes[python, order, driver, kind].result(DEADLINE + 60)
+    require_modules(*MODULES[driver])
+    outcome = outcomes[order, driver, kind].result(DEADLINE + 60)
 
     assert outcome != FROZEN
     assert {code for code, _ in outcome["findings"]} == expected_codes(order, driver, kind)

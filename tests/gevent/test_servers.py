@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.gevent.children import environment
 from tests.support.client import Request
 from tests.support.concurrency import eventually
+from tests.support.drivers import environment
 from tests.support.load import hammer, statuses
 from tests.support.process import ServerProcess, python
 from tests.support.webservers import gunicorn

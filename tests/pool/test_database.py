@@ -156,11 +156,13 @@ def test_close_idle_close_stale_and_close_all(db):
 
 def test_dispose_forgets(db):
     db.connect()
+    conn = db.connection()
     db.dispose()
     assert db.is_closed()
     assert db.pool.stats().total == 0
     with db:
         pass
+    conn.close()  # forgotten, not closed
 
 
 def test_init_with_another_database_does_not_hand_out_connections_to_the_first(db, tmp_path):

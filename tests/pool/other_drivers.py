@@ -1,0 +1,270 @@
+"""The pool over the drivers that are no dependency of ours. `test_other_drivers.py` runs this, once per driver.
+
+By hand: ``PYTHONPATH=.venv/drivers .venv/bin/python -m pytest tests/pool/other_drivers.py -k mariadb``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+import time
+import warnings
+
+import peewee
+import pytest
+
+import peewee_frameworks.pool as ours
+from peewee_frameworks.errors import PoolError
+from peewee_frameworks.pool.drivers import driver_of
+from tests.support.concurrency import eventually, run_threads
+from tests.support.proxy import Proxy
+
+from .stub import numbers, settled
+
+# name: module, kind of server, class of the pool, round trips that the pool adds to a request
+DRIVERS = {
+    "mysqlclient": ("MySQLdb", "mysql", "PooledMySQLDatabase", 1),
+    "mysql-connector": ("mysql.connector", "mysql", "PooledMySQLConnectorDatabase", 0),
+    "mariadb": ("mariadb", "mysql", "PooledMariaDBConnectorDatabase", 0),
+    "psycopg2": ("psycopg2", "postgres", "PooledPostgresqlDatabase", 0),
+}
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request):
+    return request.param
+
+
+@pytest.fixture
+def place(driver, make_place):
+    return make_place(DRIVERS[driver][1])
+
+
+@pytest.fixture
+def open_pool(driver, monkeypatch):
+    opened = []
+    if driver == "mysqlclient":
+        monkeypatch.setattr(peewee, "mysql", importlib.import_module("MySQLdb"))
+
+    def make(place, **options):
+        extra = {"prefer_psycopg3": False} if driver == "psycopg2" else {}
+        options = {"max_connections": 5, "timeout": 5, **extra, **place.connect_kwargs(), **options}
+        db = getattr(ours, DRIVERS[driver][2])(place.database, **options)
+        opened.append(db)
+        return db
+
+    yield make
+    for db in opened:
+        db.pool.close(0)
+        eventually(lambda db=db: db.pool.stats().total == 0, deadline=10)
+
+
+def one(db):
+    with db.connection_context():
+        cursor = db.execute_sql("select 1")
+        row = cursor.fetchone()
+        cursor.close()
+        return row
+
+
+def fill(db, count):
+    conns = [db.pool.acquire() for _ in range(count)]
+    for conn in conns:
+        db.pool.release(conn)
+    eventually(lambda: settled(db.pool))
+    return conns
+
+
+def test_the_driver_is_recognised(place, open_pool, driver):
+    db = open_pool(place)
+    (conn,) = fill(db, 1)
+    assert driver_of(conn).name == driver
+    assert db.pool.stats().closes == {}
+
+
+def test_26_after_a_killed_backend_the_next_checkout_works(place, open_pool):
+    db = open_pool(place)
+    fill(db, 3)
+    place.kill_sessions()
+    assert [one(db) for _ in range(5)] == [(1,)] * 5
+
+
+def test_26_a_connection_killed_in_use_is_not_used_again_and_the_others_are_suspected(place, open_pool):
+    db = open_pool(place)
+    fill(db, 3)
+    with db.connection_context():
+        place.kill_sessions()
+        with pytest.raises((peewee.DatabaseError, peewee.InterfaceError)):
+            db.execute_sql("select 1")
+    assert db.pool.stats().generation == 1
+    assert one(db) == (1,)
+    eventually(lambda: settled(db.pool) and numbers(db.pool) == (1, 0, 0))
+
+
+def test_27_a_deaf_server_costs_no_more_than_the_timeout(place, open_pool):
+    with Proxy(place.address) as proxy:
+        db = open_pool(place.via(*proxy.address), ping_after=0, max_connections=1, ping_timeout=1, close_timeout=1)
+        fill(db, 1)
+        proxy.deafen()
+        proxy.hang()
+        start = time.monotonic()
+        with pytest.raises(PoolError):
+            db.pool.acquire(timeout=0.5)
+        assert time.monotonic() - start < 0.75
+        proxy.restore()
+        proxy.cut()
+        assert one(db) == (1,)
+
+
+def test_27_a_server_that_accepts_and_stays_silent_costs_no_more_than_the_timeout(place, open_pool):
+    with Proxy(place.address) as proxy:
+        proxy.hang()
+        db = open_pool(place.via(*proxy.address), connect_timeout=2)
+        start = time.monotonic()
+        with pytest.raises(PoolError):
+            db.pool.acquire(timeout=0.4)
+        assert time.monotonic() - start < 0.65
+        proxy.restore()
+        proxy.cut()
+        assert one(db) == (1,)
+
+
+def test_29_after_a_restart_everybody_is_served(place, open_pool):
+    with Proxy(place.address) as proxy:
+        db = open_pool(place.via(*proxy.address), max_connections=10)
+        fill(db, 10)
+        proxy.cut()
+        assert run_threads(10, lambda _: one(db)) == [(1,)] * 10
+
+
+def test_30_a_healthy_request_costs_as_few_round_trips_as_the_driver_allows(place, open_pool, driver):
+    with Proxy(place.address) as proxy:
+        db = open_pool(place.via(*proxy.address), max_connections=1)
+        one(db)
+        eventually(lambda: settled(db.pool))
+        with db.connection_context():  # some drivers ping before each query, and no pool can stop them
+            before = proxy.counters.round_trips
+            for _ in range(5):
+                db.execute_sql("select 1").fetchone()
+            least = proxy.counters.round_trips - before
+        eventually(lambda: settled(db.pool))
+        before = proxy.counters.round_trips
+        for _ in range(5):
+            one(db)
+            eventually(lambda: settled(db.pool))
+        assert proxy.counters.round_trips - before == least + 5 * DRIVERS[driver][3]
+
+
+def test_31_a_ping_leaves_no_transaction(place, open_pool):
+    db = open_pool(place, ping_after=0)
+    one(db)
+    eventually(lambda: settled(db.pool))
+    one(db)
+    assert db.pool.stats().pings >= 1
+    assert not any(session.in_transaction for session in place.sessions())
+
+
+def test_37_an_open_transaction_is_rolled_back(place, open_pool):
+    db = open_pool(place)
+    with db.connection_context():
+        db.execute_sql("create table t (x int)")
+        db.execute_sql("begin")
+        db.execute_sql("insert into t values (1)")
+    with db.connection_context():
+        assert db.execute_sql("select count(*) from t").fetchone() == (0,)
+    assert db.pool.stats().rollbacks >= 1
+    assert "still unusable" not in str(db.pool.stats().closes)
+    eventually(lambda: settled(db.pool))
+    assert not any(session.in_transaction for session in place.sessions())
+
+
+def test_37_a_failed_transaction_is_rolled_back(place, open_pool):
+    db = open_pool(place)
+    with db.connection_context():
+        db.execute_sql("begin")
+        with pytest.raises(peewee.ProgrammingError):
+            db.execute_sql("select * from no_such_table")
+    assert one(db) == (1,)
+
+
+def test_38_a_result_that_was_not_read_to_its_end_harms_nobody(place, open_pool):
+    db = open_pool(place, max_connections=1)
+    conn = db.pool.acquire()
+    cursor = conn.cursor()
+    cursor.execute("select 1 union select 2")
+    db.pool.release(conn)
+    del cursor, conn
+    assert [one(db) for _ in range(3)] == [(1,)] * 3
+
+
+def test_every_session_is_gone_after_the_close(place, open_pool):
+    db = open_pool(place)
+    fill(db, 4)
+    assert len(place.sessions()) == 4
+    db.pool.close(5)
+    eventually(lambda: not place.sessions())
+
+
+def test_many_threads_share_few_connections(place, open_pool):
+    db = open_pool(place, max_connections=3)
+    results = run_threads(9, lambda _: [one(db) for _ in range(20)])
+    assert all(row == (1,) for rows in results for row in rows)
+    assert len(place.sessions()) <= 3
+    assert db.pool.stats().closes == {}
+
+
+def test_an_abort_ends_a_query_that_hangs(place, open_pool, driver):
+    """What `Pool.close` does to connections that do not come back."""
+    db = open_pool(place)
+    conn = db.pool.acquire()
+    if driver_of(conn).socket_of(conn) is None:
+        pytest.skip(f"{driver} has no descriptor to cut")
+    sleep = "select pg_sleep(20)" if place.kind == "postgres" else "select sleep(20)"
+    ended = []
+
+    def work():
+        try:
+            conn.cursor().execute(sleep)
+        except Exception as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    eventually(lambda: any("sleep" in str(session.query) for session in place.sessions()))
+    db.pool.close(0.1)
+    thread.join(10)
+    assert ended
+
+
+def test_57_after_a_fork_parent_and_child_work_on_sessions_of_their_own(place, open_pool):
+    db = open_pool(place)
+    fill(db, 2)
+    db.connect()
+    session_sql = "select connection_id()" if place.kind == "mysql" else "select pg_backend_pid()"
+    mine = db.execute_sql(session_sql).fetchone()[0]
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork in a process with threads
+        pid = os.fork()
+    if pid == 0:
+        answer = b"failed"
+        try:
+            with db.connection_context():
+                answer = str(db.execute_sql(session_sql).fetchone()[0]).encode()
+            db.pool.close(1)
+        except BaseException as error:
+            answer = repr(error).encode()
+        finally:
+            os.write(write, answer)
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        answer = pipe.read().decode()
+    os.waitpid(pid, 0)
+    assert answer.isdigit(), answer
+    assert int(answer) != mine
+    assert db.execute_sql(session_sql).fetchone()[0] == mine
+    db.close()
+    assert [one(db) for _ in range(3)] == [(1,)] * 3
+    assert db.pool.stats().generation == 0
