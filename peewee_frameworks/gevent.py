@@ -12,6 +12,7 @@ not the objects that exist already, and `gevent.monkey.get_original` still gives
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 import sys
@@ -104,11 +105,37 @@ def make_lock() -> Any:
 
 def make_queue() -> Any:
     """Make a ``queue.SimpleQueue`` between the caller and what `start_thread` starts."""
-    if not _starts_greenlets():
-        return NativeQueue()
-    from gevent.queue import SimpleQueue  # noqa: PLC0415 - as above
+    return _idle_queue_class()() if _starts_greenlets() else NativeQueue()
 
-    return SimpleQueue()
+
+@functools.cache
+def _idle_queue_class() -> Any:
+    from gevent import Timeout  # noqa: PLC0415 - as above
+    from gevent.queue import Empty, SimpleQueue  # noqa: PLC0415
+
+    queue: Any = SimpleQueue
+
+    class IdleQueue(queue):
+        """A queue whose reader does not keep the hub running by its time limit.
+
+        What idles behind a pool is no work: ``gevent.wait()``, ``hub.join()`` and the end of a script need not wait for it.
+        """
+
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            if not block or timeout is None:
+                return super().get(block)
+            limit = Timeout(timeout, ref=False)
+            limit.start()
+            try:
+                return super().get()
+            except Timeout as struck:
+                if struck is not limit:
+                    raise
+                raise Empty from None
+            finally:
+                limit.close()
+
+    return IdleQueue
 
 
 def start_thread(function: Callable[[], object], name: str) -> None:

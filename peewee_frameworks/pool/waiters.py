@@ -8,7 +8,6 @@ so a monkey patch that comes after the import is still honoured.
 from __future__ import annotations
 
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.gevent import make_lock
@@ -17,6 +16,11 @@ if TYPE_CHECKING:
     import asyncio
 
 __all__ = ["TaskWaiter", "ThreadWaiter", "Waiter", "running_loop"]
+
+
+FOREVER = 3600.0
+"""Seconds after which whoever waits for ever looks again. Never without a limit: under gevent its timer is what keeps the hub
+running until the pool has something to give, for that of the upkeep does not."""
 
 
 class Waiter:
@@ -60,11 +64,11 @@ class ThreadWaiter(Waiter):
             return
 
     def wait(self, seconds: float | None) -> None:
-        """Sleep until woken, at most ``seconds`` (``None``: for ever)."""
+        """Sleep until woken, at most ``seconds`` (``None``: for ever), or until it is time to look again."""
         if seconds is None:
-            self._lock.acquire()
-        elif seconds > 0:
-            self._lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+            seconds = FOREVER
+        if seconds > 0:
+            self._lock.acquire(timeout=min(seconds, FOREVER))
 
 
 class TaskWaiter(Waiter):

@@ -558,6 +558,7 @@ def test_options_come_from_the_applications_config(make_sanic, tmp_path, monkeyp
     with orm.scope():
         Thing.create_table()
         assert Thing.select().count() == 0
+    orm.database.close_idle()
 
 
 def test_an_unknown_key_is_refused_by_name(make_database, make_sanic):

@@ -119,6 +119,46 @@ print(pool.stats().idle, pool.stats().used, pool.stats().waiting)
     assert run(code) == "1 0 0"
 
 
+@pytest.mark.parametrize("patch", ["from gevent import monkey; monkey.patch_all()", "import gevent"])
+def test_a_pool_that_idles_does_not_keep_the_hub_running(patch):
+    """A script may end with ``gevent.wait()``: what looks after the pool waits, and is no work to wait for."""
+    code = f"""
+{patch}
+import gevent
+from peewee_frameworks.pool import Pool, PoolOptions
+{STUB}
+pool = Pool(connect, PoolOptions(max_connections=2, min_connections=1, stale_timeout=60, timeout=5))
+done = []
+def work():
+    conn = pool.acquire(); gevent.sleep(0.01); pool.release(conn); done.append(True)
+for _ in range(5):
+    gevent.spawn(work)
+print(gevent.wait(timeout=15), len(done), pool.stats().total > 0)
+gevent.spawn(work)
+print(gevent.get_hub().join(timeout=15), len(done))
+"""
+    assert run(code) == "True 5 True\nTrue 6"
+
+
+def test_whoever_waits_for_ever_keeps_the_hub_running_until_the_server_is_back():
+    """Nothing is under way between two attempts to connect but the upkeep's timer: that is no reason for a LoopExit."""
+    code = f"""
+from gevent import monkey; monkey.patch_all()
+from peewee_frameworks.pool import Pool, PoolOptions
+{STUB}
+attempts = []
+def late():
+    attempts.append(True)
+    if len(attempts) < 5:
+        raise OSError("away")
+    return connect()
+pool = Pool(late, PoolOptions(max_connections=1, timeout=0, on_connect_error="retry"))
+conn = pool.acquire()
+print(type(conn).__name__, len(attempts))
+"""
+    assert run(code) == "Conn 5"
+
+
 def test_mysql_under_gevent_queries_at_the_same_time():
     code = """
 from gevent import monkey; monkey.patch_all()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -61,7 +61,7 @@ def run_cases(driver: str, directory: Path) -> tuple[Outcomes, str]:
 
 def _read(report: Path) -> Outcomes:
     outcomes = {}
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in ET.parse(report).iter("testcase"):
         notes = [
             (child.tag, f"{child.get('message')}\n{child.text or ''}") for child in case if child.tag != "properties"
         ]
