@@ -90,5 +90,6 @@ def test_flask_serves_its_requests_at_the_same_time(
 
     with process.client() as client:
         eventually(lambda: client.get("/").json()["in_use"] == 0, message="connections in use")
-    assert len(place.sessions()) <= 5
+    # One whose query was struck lives on the server until its nap is over.
+    eventually(lambda: len(place.sessions()) <= 5, message="sessions")
     assert not any(session.in_transaction for session in place.sessions())
