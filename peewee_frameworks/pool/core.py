@@ -39,6 +39,8 @@ SAMPLES = 1_000_000  # use times that may pile up in the second between two roun
 
 EXPIRED = float("-inf")
 _AT_ONCE = (False,)  # the arguments of the one attempt to take the lock without waiting
+UNSEEN = 0.5
+"""Seconds of rest after which a connection is pinged that has no socket to look at: HikariCP's aliveBypassWindowMs."""
 JUST_NOW = 0.1  # seconds for which a connection that was used, opened or pinged is handed to a waiter without a ping
 
 
@@ -56,6 +58,7 @@ class Engine:
     """
 
     __slots__ = (
+        "_blind",
         "_clock",
         "_dispatch",
         "_lock",
@@ -146,7 +149,7 @@ class Engine:
         self.on_samples: Callable[[list[float]], None] | None = None
         self.revisit_wanted = 0.0
         self._serial = 0
-        self._needs_ping = True
+        self._needs_ping, self._blind = True, False
         self.configure(options)
 
     def configure(self, options: PoolOptions) -> None:
@@ -154,12 +157,19 @@ class Engine:
         self.options = options
         self.max = options.max_connections or float("inf")
         after = options.ping_after
-        self._ping_after = float("inf") if after is None or not self._needs_ping else after
+        if after is None or not self._needs_ping:
+            after = float("inf")
+        elif self._blind:
+            after = min(after, UNSEEN)
+        self._ping_after = after
         self._pop = self.idle.pop if options.lifo else self.idle.popleft
 
-    def adapt(self, condition: Callable[[Any], Any], verdict: Callable[[Any], str], *, needs_ping: bool) -> None:
-        """Take over a driver's judgements; known with its first connection."""
-        self.condition, self.verdict, self._needs_ping = condition, verdict, needs_ping
+    def adapt(
+        self, condition: Callable[[Any], Any], verdict: Callable[[Any], str], *, needs_ping: bool, blind: bool
+    ) -> None:
+        """Take over a driver's judgements; known with its first connection, as is whether there is a probe for it."""
+        self.condition, self.verdict = condition, verdict
+        self._needs_ping, self._blind = needs_ping, blind
         self.configure(self.options)
 
     # -- the fast path ------------------------------------------------------------------------------------------

@@ -291,11 +291,13 @@ class MySQLConnectorDriver(Driver):
         conn.ping()
 
     def is_disconnect(self, error: BaseException, conn: Any) -> bool:
-        """See `Driver.is_disconnect`; on a lost connection it often says no more than "not available"."""
+        """See `Driver.is_disconnect`; on a lost connection it often says no more than "not available", with the number -1."""
         if super().is_disconnect(error, conn):
             return True
         probe = self.probe(conn)
-        return probe is not None and bool(probe(0))
+        if probe is None:
+            return any(-1 in _codes(cause) for cause in _causes(error)) and not conn.is_connected()
+        return bool(probe(0))
 
 
 class MariaDBDriver(Driver):

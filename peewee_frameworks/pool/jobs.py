@@ -45,7 +45,7 @@ def _run_connect(pool: Pool, engine: Engine, entry: Entry) -> None:
         return
     if driver is not pool._driver:
         pool._driver = driver
-        engine.adapt(driver.condition, driver.verdict, needs_ping=driver.needs_ping)
+        engine.adapt(driver.condition, driver.verdict, needs_ping=driver.needs_ping, blind=probe is None)
     pool._recorder.created(pool._clock() - started)
     pool._recorder.count("connects")
     if not engine.connected(entry, conn, probe):

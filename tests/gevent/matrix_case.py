@@ -20,6 +20,14 @@ repair = "repair" in sys.argv[4:]
 logging.basicConfig(format="%(levelname)s %(message)s")
 
 
+CONNECTORS = {
+    "connector": ("PooledMySQLConnectorDatabase", {}),
+    "connector pure": ("PooledMySQLConnectorDatabase", {"use_pure": True}),
+    "mariadb": ("PooledMariaDBConnectorDatabase", {}),
+}
+is_mysql = driver in ("pymysql", "mysqlclient", *CONNECTORS)
+
+
 def green():
     if driver == "psycopg2":
         from psycogreen.gevent import patch_psycopg
@@ -49,9 +57,14 @@ def make():
         from playhouse import pool
     from playhouse import db_url
 
-    url = os.environ["MYSQL_URL" if driver in ("pymysql", "mysqlclient") else "POSTGRES_URL"]
+    url = os.environ["MYSQL_URL" if is_mysql else "POSTGRES_URL"]
     options = db_url.parse(url) | {"max_connections": 5, "timeout": 0}
-    if driver in ("pymysql", "mysqlclient"):
+    if driver in CONNECTORS:
+        name, more = CONNECTORS[driver]
+        if kind != "ours":
+            from playhouse import mysql_ext as pool
+        made = getattr(pool, name)(**options, **more)
+    elif is_mysql:
         made = pool.PooledMySQLDatabase(**options)
     else:
         made = pool.PooledPostgresqlDatabase(**options, prefer_psycopg3=driver == "psycopg")
@@ -104,7 +117,7 @@ import gevent
 from peewee_frameworks import connection_scope
 from peewee_frameworks.gevent import check, diagnose
 
-sleep = "SELECT SLEEP(0.05)" if driver in ("pymysql", "mysqlclient") else "SELECT pg_sleep(0.05)"
+sleep = "SELECT SLEEP(0.05)" if is_mysql else "SELECT pg_sleep(0.05)"
 running = peak = most = 0
 errors = collections.Counter()
 

@@ -122,6 +122,29 @@ def test_ten_greenlets_succeed_or_are_told_why_not(
         assert told == (0 if level == "note" else 1), outcome["stderr"]
 
 
+@pytest.mark.parametrize("kind", ["ours", "stock"])
+@pytest.mark.parametrize(
+    ("driver", "module", "yields"),
+    [
+        ("connector pure", "mysql.connector", True),
+        ("connector", "_mysql_connector", False),
+        ("mariadb", "mariadb", False),
+    ],
+)
+def test_the_connectors_serve_all_and_the_diagnosis_knows_which_of_them_block(
+    driver: str, module: str, yields: bool, kind: str
+) -> None:
+    """MySQL Connector yields in Python and blocks in C; MariaDB's blocks."""
+    require_server("mysql")
+    require_modules(module)
+    outcome = run_child("matrix_case.py", "patched first", driver, kind, deadline=DEADLINE)
+
+    assert outcome["errors"] == {}
+    assert outcome["ok"] == 10
+    assert (outcome["peak"] > 1) is yields
+    assert [code for code, _ in outcome["findings"]] == ([] if yields else ["driver-blocks-hub"])
+
+
 @pytest.mark.parametrize("order", LATE)
 @pytest.mark.parametrize("kind", ["ours", "stock"])
 def test_a_late_psycopg_is_repaired_by_option(order: str, kind: str) -> None:

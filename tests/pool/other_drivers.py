@@ -16,18 +16,20 @@ import pytest
 
 import peewee_frameworks.pool as ours
 from peewee_frameworks.errors import PoolError
+from peewee_frameworks.pool.core import UNSEEN
 from peewee_frameworks.pool.drivers import driver_of
 from tests.support.concurrency import eventually, run_threads
 from tests.support.proxy import Proxy
 
 from .stub import numbers, settled
 
-# name: module, kind of server, class of the pool, round trips that the pool adds to a request
+# name: module, kind of server, class of the pool, its options, round trips that the pool adds to a request
 DRIVERS = {
-    "mysqlclient": ("MySQLdb", "mysql", "PooledMySQLDatabase", 1),
-    "mysql-connector": ("mysql.connector", "mysql", "PooledMySQLConnectorDatabase", 0),
-    "mariadb": ("mariadb", "mysql", "PooledMariaDBConnectorDatabase", 0),
-    "psycopg2": ("psycopg2", "postgres", "PooledPostgresqlDatabase", 0),
+    "mysqlclient": ("MySQLdb", "mysql", "PooledMySQLDatabase", {}, 1),
+    "mysql-connector": ("_mysql_connector", "mysql", "PooledMySQLConnectorDatabase", {"use_pure": False}, 0),
+    "mysql-connector-pure": ("mysql.connector", "mysql", "PooledMySQLConnectorDatabase", {"use_pure": True}, 0),
+    "mariadb": ("mariadb", "mysql", "PooledMariaDBConnectorDatabase", {}, 0),
+    "psycopg2": ("psycopg2", "postgres", "PooledPostgresqlDatabase", {"prefer_psycopg3": False}, 0),
 }
 
 
@@ -48,8 +50,7 @@ def open_pool(driver, monkeypatch):
         monkeypatch.setattr(peewee, "mysql", importlib.import_module("MySQLdb"))
 
     def make(place, **options):
-        extra = {"prefer_psycopg3": False} if driver == "psycopg2" else {}
-        options = {"max_connections": 5, "timeout": 5, **extra, **place.connect_kwargs(), **options}
+        options = {"max_connections": 5, "timeout": 5, **DRIVERS[driver][3], **place.connect_kwargs(), **options}
         db = getattr(ours, DRIVERS[driver][2])(place.database, **options)
         opened.append(db)
         return db
@@ -76,16 +77,24 @@ def fill(db, count):
     return conns
 
 
+def rest(db, driver):
+    """Half a second, for a driver whose connections have no socket to look at; what died a moment ago it hands out."""
+    if driver == "mysql-connector":
+        for entry in db.pool.engine.idle:
+            entry.since -= UNSEEN
+
+
 def test_the_driver_is_recognised(place, open_pool, driver):
     db = open_pool(place)
     (conn,) = fill(db, 1)
-    assert driver_of(conn).name == driver
+    assert driver_of(conn).name == driver.removesuffix("-pure")
     assert db.pool.stats().closes == {}
 
 
-def test_26_after_a_killed_backend_the_next_checkout_works(place, open_pool):
+def test_26_after_a_killed_backend_the_next_checkout_works(place, open_pool, driver):
     db = open_pool(place)
     fill(db, 3)
+    rest(db, driver)
     place.kill_sessions()
     assert [one(db) for _ in range(5)] == [(1,)] * 5
 
@@ -130,10 +139,11 @@ def test_27_a_server_that_accepts_and_stays_silent_costs_no_more_than_the_timeou
         assert one(db) == (1,)
 
 
-def test_29_after_a_restart_everybody_is_served(place, open_pool):
+def test_29_after_a_restart_everybody_is_served(place, open_pool, driver):
     with Proxy(place.address) as proxy:
         db = open_pool(place.via(*proxy.address), max_connections=10)
         fill(db, 10)
+        rest(db, driver)
         proxy.cut()
         assert run_threads(10, lambda _: one(db)) == [(1,)] * 10
 
@@ -153,7 +163,7 @@ def test_30_a_healthy_request_costs_as_few_round_trips_as_the_driver_allows(plac
         for _ in range(5):
             one(db)
             eventually(lambda: settled(db.pool))
-        assert proxy.counters.round_trips - before == least + 5 * DRIVERS[driver][3]
+        assert proxy.counters.round_trips - before == least + 5 * DRIVERS[driver][4]
 
 
 def test_31_a_ping_leaves_no_transaction(place, open_pool):
