@@ -18,11 +18,9 @@ else:
 
 from peewee_frameworks import connection_scope
 from peewee_frameworks.gevent import check, diagnose
-from peewee_frameworks.state import install
 
 CONNECTIONS = 4
 database = pool.PooledMySQLDatabase(**db_url.parse(os.environ["PLACE_URL"]), max_connections=CONNECTIONS, timeout=10)
-install(database)
 folder = os.environ["BROKER"]
 app = Celery("tests", broker="filesystem://")
 app.conf.update(
