@@ -9,8 +9,9 @@ JOBS ?= 3
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint types bench serve clean
 
-# What a newer Python can change: the pool, the core, the asynchronous layer, gevent. And the adapters, without the servers' matrix.
-ELSEWHERE ?= tests/core tests/pool tests/aio tests/gevent $(wildcard tests/adapters/test_*.py)
+# What a newer Python can change, and what of it does not take long: no matrix of web servers.
+ELSEWHERE ?= tests/core tests/pool tests/aio $(wildcard tests/adapters/test_*.py) \
+	$(addprefix tests/gevent/test_,matrix.py kills.py storm.py)
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,9 +26,10 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
-	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/drivers --group drivers
+	@rm -rf $(VENV)/drivers
+	$(BIN)/python -m pip install --quiet --target $(VENV)/drivers --group drivers
 	@for driver in mysqlclient mariadb; do \
-		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/drivers $$driver >$(VENV)/$$driver.log 2>&1 \
+		$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/drivers $$driver >$(VENV)/$$driver.log 2>&1 \
 		|| echo "$$driver cannot be built here (see $(VENV)/$$driver.log; it needs gcc, pkg-config and Debian's libmariadb-dev, \
 then rm $@): its tests are skipped"; \
 	done

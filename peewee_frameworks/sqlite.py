@@ -9,7 +9,6 @@ be another thread's by then. A frame's guard keeps two statements apart, but row
 from __future__ import annotations
 
 import sqlite3
-import sys
 from _thread import RLock
 from typing import Any
 
@@ -80,7 +79,7 @@ class SharedConnection(_Connection):
 
 def share_connections(database: Any) -> None:
     """Have a Peewee database open such connections, where it connects by sqlite3 and has no connection class of its own."""
-    if sys.version_info >= (3, 12) and _connects_by_sqlite3(type(database)):
+    if _connects_by_sqlite3(type(database)):
         database.connect_params.setdefault("factory", SharedConnection)
 
 
@@ -88,7 +87,7 @@ def _connects_by_sqlite3(cls: Any) -> bool:
     """Return whether a database class ends up in Peewee's own connect: a class with another driver calls no ``_connect``."""
     for base in cls.__mro__:
         if base is peewee.SqliteDatabase:
-            return peewee.sqlite3 is sqlite3  # type: ignore[attr-defined] # else pysqlite3, which Peewee prefers
+            return True
         own = base.__dict__.get("_connect")
         pool = issubclass(base, PooledDatabase) and not issubclass(base, peewee.Database)  # our pool's asks its pool
         if own is not None and not pool and "_connect" not in own.__code__.co_names:

@@ -41,7 +41,6 @@ from .frame import (
     running_loop,
 )
 from .guarded import Guarded, GuardedPool, GuardedProxy, statement_methods
-from .sqlite import share_connections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -499,7 +498,10 @@ def prepare_sqlite(database: Any) -> None:
         )
     if _is_other_sqlite(database):
         return  # these drivers do not bind a connection to a thread
-    share_connections(database)
+    if sys.version_info >= (3, 12) and peewee.sqlite3.__name__ == "sqlite3":  # type: ignore[attr-defined]
+        from .sqlite import share_connections  # noqa: PLC0415 - there are Pythons without sqlite3
+
+        share_connections(database)
     if database.connect_params.get("check_same_thread"):
         raise ConfigurationError(
             f"{name}: check_same_thread=True binds a connection to one thread, but a request may go on in another. "

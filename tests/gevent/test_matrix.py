@@ -127,7 +127,7 @@ def test_ten_greenlets_succeed_or_are_told_why_not(
     ("driver", "module", "yields"),
     [
         ("connector pure", "mysql.connector", True),
-        ("connector", "_mysql_connector", False),
+        ("connector", "mysql.connector.connection_cext", False),
         ("mariadb", "mariadb", False),
     ],
 )

@@ -26,7 +26,13 @@ from .stub import numbers, settled
 # name: module, kind of server, class of the pool, its options, round trips that the pool adds to a request
 DRIVERS = {
     "mysqlclient": ("MySQLdb", "mysql", "PooledMySQLDatabase", {}, 1),
-    "mysql-connector": ("_mysql_connector", "mysql", "PooledMySQLConnectorDatabase", {"use_pure": False}, 0),
+    "mysql-connector": (
+        "mysql.connector.connection_cext",
+        "mysql",
+        "PooledMySQLConnectorDatabase",
+        {"use_pure": False},
+        0,
+    ),
     "mysql-connector-pure": ("mysql.connector", "mysql", "PooledMySQLConnectorDatabase", {"use_pure": True}, 0),
     "mariadb": ("mariadb", "mysql", "PooledMariaDBConnectorDatabase", {}, 0),
     "psycopg2": ("psycopg2", "postgres", "PooledPostgresqlDatabase", {"prefer_psycopg3": False}, 0),
