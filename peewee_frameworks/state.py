@@ -498,7 +498,9 @@ def prepare_sqlite(database: Any) -> None:
         )
     if _is_other_sqlite(database):
         return  # these drivers do not bind a connection to a thread
-    if sys.version_info >= (3, 12) and peewee.sqlite3.__name__ == "sqlite3":  # type: ignore[attr-defined]
+    if (
+        sys.version_info >= (3, 12) and vars(peewee)["sqlite3"].__name__ == "sqlite3"
+    ):  # not pysqlite3, which Peewee prefers
         from .sqlite import share_connections  # noqa: PLC0415 - there are Pythons without sqlite3
 
         share_connections(database)
