@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.doctor.helpers import source
-from tests.gevent.children import ROOT, drivers_directory, require_modules
+from tests.support.drivers import ROOT, drivers_directory, require_modules
 from tests.support.proxy import Proxy
 from tests.support.servers import require_server, server_kwargs
 
