@@ -4,6 +4,9 @@ SQLite serialises its own calls, but Python's module does more around them, with
 to the end of a result resets the statement afterwards; since Python 3.12 another thread may have taken that statement from the
 connection's cache meanwhile, and loses its rows. And an error is named by asking the connection for its latest error, which may
 be another thread's by then. A frame's guard keeps two statements apart, but rows are fetched outside it.
+
+`state.py` asks for this on Python 3.12 and later. On 3.11 no rows are lost, and only the name of an error can be wrong; each
+fetch would pay for that.
 """
 
 from __future__ import annotations

@@ -38,6 +38,9 @@ def test_threads_that_read_on_one_connection_get_their_own_rows(tmp_path, cls):
     database.close_idle()
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="connections of Python 3.11 lose no rows and are left as they are, for speed"
+)
 def test_threads_that_fail_and_read_on_one_connection_see_their_own_errors(tmp_path):
     """sqlite3 asks the connection for its latest error, which must not be what another thread's fetch came to."""
     database = PooledSqliteDatabase(str(tmp_path / "a.db"), max_connections=1)
