@@ -113,10 +113,19 @@ def ratio(name: str, other: str) -> dict[str, float]:
 def row(name: str, server: str) -> Row:
     contenders: dict[str, Callable[[], Any]] = {
         OURS: functools.partial(ratio, name, "ours"),
+        "the least: set and reset a variable": functools.partial(ratio, name, "least"),
         "bare against bare": functools.partial(ratio, name, "bare"),
     }
     question = f"{name} on {server}, a handler without a query: bare requests/s by those with the adapter"
-    return Row(f"adapter-{name}", question, "", "1: nothing is free", contenders, f"<= {TARGET}", _passes)
+    return Row(
+        f"adapter-{name}",
+        question,
+        "",
+        "the least: a context variable set and reset around the application",
+        contenders,
+        f"<= {TARGET}",
+        _passes,
+    )
 
 
 def _passes(ours: float, _: Any) -> bool:

@@ -119,13 +119,13 @@ def print_row(outcome: Outcome) -> None:
     ours = medians.get(row.ours)
     for name in row.contenders:
         if name in outcome.errors:
-            print(f"  {name:32} failed: {outcome.errors[name][:90]}")
+            print(f"  {name:36} failed: {outcome.errors[name][:90]}")
             continue
         value = medians[name]
         ratio = f"{value / ours:8.2f} x ours" if ours else ""
         extra = outcome.details[name][-1]
         notes = ", ".join(f"{key} {shown(number)}" for key, number in extra.items() if key != "value")
-        print(f"  {name:32} {shown(value):>10} {row.unit:6} {ratio:17} {notes}".rstrip())
+        print(f"  {name:36} {shown(value):>10} {row.unit:6} {ratio:17} {notes}".rstrip())
     if row.target:
         print(f"  target: {row.target}: {outcome.verdict}")
 

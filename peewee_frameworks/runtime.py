@@ -210,10 +210,16 @@ class Runtime:
         scope.ended = True
         if scope.frames:  # most requests that query nothing have nothing to finish
             scope.finish()
-        scope.exit()
         self.live.discard(scope)
         if self._drained is not None and not self.live:
             self._drained()
+        token = scope._token
+        if token is not None:  # what `exit` does, without its call
+            scope._token = None
+            try:
+                current_frames.reset(token)
+            except ValueError:
+                return
 
     def find(self, scope: Scope | None) -> Scope | None:
         """Return the scope that serves our databases, among this one and those around it: ours, or another adapter's.
