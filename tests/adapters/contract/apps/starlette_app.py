@@ -187,7 +187,9 @@ def make_app() -> Starlette:
     # Streams and websockets
 
     def stream(request: Any) -> Any:
-        return StreamingResponse((many if work.is_async else world).stream(request.path_params["kind"], request.path_params["rid"]))
+        return StreamingResponse(
+            (many if work.is_async else world).stream(request.path_params["kind"], request.path_params["rid"])
+        )
 
     async def astream(request: Any) -> Any:
         return StreamingResponse(many.stream(request.path_params["kind"], request.path_params["rid"]))

@@ -93,7 +93,6 @@ class Watched:
             with self._watch:
                 self._running.pop(id(conn), None)
 
-
     @property
     def in_use(self) -> int:
         """How many connections are out of the pool."""
