@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,12 @@ class Judge:
         for work in self.works:
             if not work.is_async:  # a pool that belongs to a loop closes with it
                 work.db.close_all()
+
+
+@pytest.fixture(autouse=True)
+def no_records_of_psycopgs_pool(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning that is kept keeps the error, that its traceback, and that the half-open connection of a cancelled worker."""
+    caplog.set_level(logging.ERROR, "psycopg.pool")
 
 
 KINDS = ["sqlite", "mysql", "postgres"]
