@@ -27,7 +27,8 @@ PLACES: dict[str, tuple[Kind, ...]] = {
 ASYNC_PLACES: dict[str, tuple[str, ...]] = {
     "sanic-single": ("psycopg", "aiomysql"),
     "fastapi-asyncio": ("psycopg", "aiosqlite", "asyncpg"),
-    "starlette-uvloop": ("aiosqlite", "psycopg", "aiomysql"),
+    "starlette-asyncio": ("aiosqlite", "aiomysql"),
+    "starlette-uvloop": ("asyncpg",),
 }
 
 _TEARDOWN = "has no teardown functions: what runs at the end is middleware, which is tested"

@@ -24,6 +24,7 @@ from playhouse.pwasyncio import await_
 from peewee_frameworks import connection_scope
 from peewee_frameworks.aio.urls import SCHEMES as ASYNC_SCHEMES
 from peewee_frameworks.pool import connect
+from tests.support.blocking import Judge
 
 from .control import Control
 from .watch import Watch, acting, actor, in_transaction
@@ -254,6 +255,9 @@ class World:
         self.other = Work(os.environ["CONTRACT_OTHER"]) if "CONTRACT_OTHER" in os.environ else None
         self.orms: list[Any] = []
         self.control = Control(self.stats, self.forget_violations)
+        self.judge = Judge()  # of asyncio's own loops
+        if "CONTRACT_DIR" in os.environ:
+            self.judge.start()
         self.gates = self.control.gates
         self.note = self.control.note
 
@@ -280,7 +284,7 @@ class World:
             "idle": sum(one["idle"] for one in each),
             "peak": max(one["peak"] for one in each),
             "users": [user for one in each for user in one["users"]],
-            "violations": [text for one in each for text in one["violations"]],
+            "violations": [*(text for one in each for text in one["violations"]), *self.judge.guilty],
             "live": sorted(scope.label for orm in self.orms for scope in list(orm.runtime.live)),
         }
 
@@ -288,6 +292,7 @@ class World:
         """Start anew after a case that failed, so that the next is judged for itself."""
         for work in self.works:
             work.watch.violations.clear()
+        self.judge.guilty.clear()
 
     def wait(self, gate: str) -> None:
         """Stop a sync handler at a gate: its thread, or, with an asynchronous driver, the task it is in."""
