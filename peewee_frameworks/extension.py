@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from .config import Databases, OptionKeywords
+    from .holders import Holder
 
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
@@ -58,6 +59,17 @@ class Extension:
     def Model(self) -> Any:  # noqa: N802 - it is a class
         """The base class for models bound to the default database."""
         return self.database.Model
+
+    def holders(self) -> list[Holder]:
+        """Return who holds a connection of these databases now, the longest first; costs nothing until it is called.
+
+        In this process only: each worker has its own.
+
+        Raises: `ConfigurationError` before the databases are known.
+        """
+        from .holders import holders  # noqa: PLC0415 - it imports our pool, which not every application uses
+
+        return holders(self.runtime)
 
     def scope(self, label: str | None = None) -> connection_scope:
         """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
