@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .config import Databases, OptionKeywords
     from .holders import Holder
+    from .pool.stats import PoolStats
 
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
@@ -74,6 +75,15 @@ class Extension:
     def scope(self, label: str | None = None) -> connection_scope:
         """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
         return connection_scope(*(self.databases.values() or [self.database]), label=label)
+
+    def stats(self) -> dict[str, PoolStats]:
+        """Return the moment of each database's pool, by alias; see `peewee_frameworks.stats`.
+
+        Raises: `ConfigurationError` while the databases are not known.
+        """
+        from .stats import stats_of  # noqa: PLC0415 - which imports the pool, for those who ask
+
+        return stats_of(self.runtime)
 
     async def run(self, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
         """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.
