@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +37,8 @@ _Result = TypeVar("_Result")
 
 DEFAULT_RUN_THREADS = 32
 DEFAULT_RUN_TIMEOUT = 30.0
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # where the worker processes of an application share their metrics
 
 
 class ErrorStatus(Exception):  # never shown: it tells the transaction why
@@ -378,6 +381,7 @@ class Runtime:
                 _leave(state)
             raise
         self._running += 1
+        self._has_started()
 
     def _check_start(self) -> None:
         states = self.states
@@ -449,6 +453,7 @@ class Runtime:
             self._drained = None
         for state in self._to_leave():
             _leave(state)
+        self._has_stopped()
 
     async def start_async(self) -> None:
         """Do what `start` does from an event loop, without blocking it; the pools of asynchronous databases open in this loop.
@@ -467,6 +472,7 @@ class Runtime:
                 await self._leave_async(state)
             raise
         self._running += 1
+        self._has_started()
 
     async def stop_async(self) -> None:
         """Do what `stop` does from an event loop, without blocking it."""
@@ -484,6 +490,19 @@ class Runtime:
             self._drained = None
         for state in self._to_leave():
             await self._leave_async(state)
+        self._has_stopped()
+
+    def _has_started(self) -> None:
+        if MULTIPROCESS in os.environ:
+            from .metrics import multiprocess  # noqa: PLC0415 - for those who have asked for it
+
+            multiprocess.begin(self)
+
+    def _has_stopped(self) -> None:
+        if MULTIPROCESS in os.environ:
+            from .metrics import multiprocess  # noqa: PLC0415 - for those who have asked for it
+
+            multiprocess.end(self)
 
     async def _leave_async(self, state: State) -> None:
         if not state.is_async:

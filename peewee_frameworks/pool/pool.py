@@ -234,7 +234,7 @@ class Pool:
     def _detach(self) -> None:
         self._engine = None
         self.__dict__.pop("_made", None)
-        self._recorder = Recorder()
+        self._recorder = Recorder(self._recorder.sinks)
 
     # -- checkout -----------------------------------------------------------------------------------------------
 
