@@ -230,14 +230,7 @@ def connect_url(url: str) -> Any:
             "It looks like mysql+pool://user@host/name, postgresql+pool://user@host/name or sqlite:///file.db."
         )
     try:
-        if scheme in pooled.SCHEMES:
-            return pooled.connect(url)
-        arguments: dict[str, Any] = db_url.parse(url, unquote_user=True, unquote_password=True)
-        if "passwd" in arguments:
-            arguments["password"] = arguments.pop(
-                "passwd"
-            )  # PyMySQL's name for it from 1.0 on; the other is deprecated
-        return db_url.schemes[scheme](**arguments)
+        return pooled.connect(url) if scheme in pooled.SCHEMES else _connect_as_playhouse(scheme, url)
     except Exception as error:  # noqa: BLE001 - whatever a driver makes of the URL's parameters
         # Peewee's own message quotes the URL, password included: so neither that message nor the chain to it.
         quoted = (url, parts.password, unquote(parts.password or ""))
@@ -248,6 +241,17 @@ def connect_url(url: str) -> Any:
             f"The database URL {safe_url(url)} does not work ({reason}). It needs a database name after the host, "
             "as in mysql+pool://user@host/name; local files take three slashes, as in sqlite:///file.db."
         ) from None
+
+
+def _connect_as_playhouse(scheme: str, url: str) -> Any:
+    from playhouse import db_url  # noqa: PLC0415 - as above
+
+    arguments: dict[str, Any] = db_url.parse(url, unquote_user=True, unquote_password=True)
+    if "passwd" in arguments:  # PyMySQL's name for it from 1.0 on is the other
+        arguments["password"] = arguments.pop("passwd")
+    if not arguments.get("database"):  # Peewee would make a deferred one, and wait for its `init`
+        raise ValueError("it names no database")
+    return db_url.schemes[scheme](**arguments)
 
 
 def split_url(url: str) -> SplitResult:

@@ -198,6 +198,7 @@ class Frame:
         "pinned",
         "request_transaction",
         "savepoints",
+        "since",
         "state",
         "transactions",
     )
@@ -210,6 +211,8 @@ class Frame:
         self.atomic = False
         self.request_transaction: Any = None
         self.on_release: Callable[[], None] | None = None
+        # Since when it is connected, monotonic; set where no pool knows it, and left unset elsewhere, at no cost.
+        self.since: float
         lock = _make_lock()
         self._acquire = lock.acquire
         self._release = lock.release

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import peewee
@@ -68,6 +69,10 @@ def _not_ready() -> ConfigurationError:
     )
 
 
+# Of this process: a database may be used by several.
+runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
 class Runtime:
     """The databases of one `Peewee` instance and the scopes it has open."""
 
@@ -90,6 +95,7 @@ class Runtime:
         self.releases_early = True
         self._complete = False  # the state of each database is known
         self._running = 0  # applications that have started: one `Peewee` may serve several
+        runtimes.add(self)
         if database is not None:
             self.configure()
 

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import peewee
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from .frame import Frame
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
+
+
+# The scopes of `connection_scope`, jobs and phases; those of requests are in `Runtime.live`, at less cost. Weakly: a scope that
+# nobody ends must not keep its connection from being taken back.
+open_scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
 
 
 class Scope(Frames):
@@ -67,6 +73,7 @@ class Scope(Frames):
         self.parent: Scope | None = parent
         self.owner = owner
         self.frames = {}
+        open_scopes.add(self)
 
     @property
     def scope(self) -> Scope:

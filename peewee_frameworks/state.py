@@ -40,7 +40,7 @@ from .frame import (
     inherits,
     running_loop,
 )
-from .guarded import Guarded, GuardedPool, GuardedProxy, statement_methods
+from .guarded import Guarded, GuardedPool, GuardedProxy, GuardedUnpooled, statement_methods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -457,9 +457,12 @@ def _install(database: Any) -> State:
 
 
 def _guarded_class(cls: type) -> type:
-    # Our own pool needs no help: it has `pool`, which never waits on a loop and cleans in the background.
-    pooled = issubclass(cls, PlayhousePooledDatabase) and not hasattr(cls, "pool")
-    return guarded_class(cls, GuardedPool if pooled else Guarded, statement_methods)
+    if not issubclass(cls, PlayhousePooledDatabase):
+        guard: Any = GuardedUnpooled
+    else:
+        # Our own pool needs no help: it has `pool`, which never waits on a loop and cleans in the background.
+        guard = Guarded if hasattr(cls, "pool") else GuardedPool
+    return guarded_class(cls, guard, statement_methods)
 
 
 @functools.cache

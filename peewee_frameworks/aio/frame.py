@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from playhouse.pwasyncio import await_
@@ -62,6 +63,7 @@ class AsyncFrame(Frame):
         ctx = self.ctx
         self.reset()
         self.ctx, self.conn, self.closed = ctx, conn, False
+        self.since = time.monotonic()
 
     # -- turns --------------------------------------------------------------------------------------------------------
 

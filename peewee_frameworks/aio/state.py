@@ -124,6 +124,7 @@ class AsyncState(State):
                 future.add_done_callback(lambda _: done())
 
     def _spawn(self, conn: Any, *, reusable: bool) -> Any:
+        self.keeper.returns(conn)
         home = self.keeper.home
         loop = running_loop()
         if home is not None and home.is_here() and loop is not None:

@@ -81,7 +81,7 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
         if isinstance(seconds := self.connect_params.get("connect_timeout"), int | float) and seconds > 0:
             options["connect_timeout"] = seconds + 0.5  # the driver's own error says more: let it come first
         if self._pool.options.pool_name is None and database and "pool_name" not in options:
-            options["pool_name"] = _display_name(database)
+            options["pool_name"] = short_name(database)
         self._configure_pool(options)
         was, self._pool_database = self._pool_database, (database, dict(dict.items(self.connect_params)))
         if was is not None and was != self._pool_database:
@@ -336,8 +336,8 @@ def _number(name: str, value: Any) -> Any:
         raise ConfigurationError(f"{name} must be a number, not {value!r}.") from None
 
 
-def _display_name(database: Any) -> str:
-    """Name a database without the user, password and options that a connection string may hold."""
+def short_name(database: Any) -> str:
+    """Name a database, as given to Peewee, without the user, password and options that a connection string may hold."""
     name = str(database)
     if "://" not in name and "=" not in name:
         return name

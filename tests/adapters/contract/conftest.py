@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,16 @@ import pytest
 from tests.adapters.contract.applicability import NOT_APPLICABLE, PLACES
 from tests.adapters.contract.served import Served, serve
 from tests.support.databases import scratch
-from tests.support.servers import require_server
+from tests.support.servers import KINDS, require_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.servers import Kind
+
+
+# Every case with every server on every database: see applicability.py.
+FULL = os.environ.get("PEEWEE_FRAMEWORKS_CONTRACT") == "full"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     combinations = [
         (server, kind)
         for server, kinds in PLACES.items()
-        for kind in (kinds if core else kinds[:1])
+        for kind in (KINDS if FULL else kinds if core else kinds[:1])
         if server not in excepted and server.partition("-")[0] not in excepted
     ]
     ids = [f"{server}-{kind}" for server, kind in combinations]
