@@ -24,34 +24,41 @@ from .probe import Outcome, probe_of
 from .serving import is_stopping
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping
 
     from peewee_frameworks.extension import Extension
     from peewee_frameworks.state import State
 
-__all__ = ["GUARDED", "OPEN", "Answer", "Database", "Health", "Readiness"]
+__all__ = ["NAMES", "Answer", "Database", "Health", "Readiness", "wants_guard"]
 
 Verdict = Literal["ok", "degraded", "unavailable"]
 
-OPEN = ("live", "ready")
-"""What everybody may ask, by the last part of its path; neither says more than one word."""
-
-GUARDED = ("", "status", "events", "metrics")
-"""What only the guard's friends may ask: the page, its document, its events, and the metrics."""
+NAMES = ("live", "ready", "", "status", "events", "metrics")
+"""The endpoints, by the last part of their path; "" is the page."""
 
 PROBE_TIMEOUT = 0.5
 EVENTS_KEPT = 50
 BLIND_SECONDS = 30.0
 """How long a stream of events lasts under a server that does not tell when it stops; the page connects again."""
 
+EVENTS_HEADERS = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", "Cache-Control": "no-store"}
+"""Of the stream of events; proxies must not collect it."""
+
+_ASKING = ("ready", "status")  # the databases
 _TICK = 0.2  # seconds between two looks whether the server stops
 _ORDER: tuple[Verdict, ...] = ("ok", "degraded", "unavailable")
 _JSON = "application/json"
+_VERBOSE = "verbose"
 _NO_STORE = {"Cache-Control": "no-store"}
 _NO_GUARD = (
     "The health endpoints were mounted without a guard, so only live and ready exist. Pass guard=, a function of the request "
     "that says who may see more."
 )
+
+
+def wants_guard(name: str, query: Container[str]) -> bool:
+    """Return whether an endpoint says more than one word, so that only those may ask whom the guard lets in."""
+    return name not in ("live", "ready") or (name == "ready" and _VERBOSE in query)
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,10 @@ class Health:
         Raises: `ConfigurationError` for a timeout that is not above 0.
         """
         self.timeout = PROBE_TIMEOUT if timeout is None else timeout
-        if not isinstance(self.timeout, int | float) or not self.timeout > 0:
-            raise ConfigurationError(f"probe_timeout={timeout!r}: give seconds above 0; {PROBE_TIMEOUT} is the default.")
+        if not self.timeout > 0:
+            raise ConfigurationError(
+                f"probe_timeout={timeout!r}: give seconds above 0; {PROBE_TIMEOUT} is the default."
+            )
         self._orm = orm
         self._series = Series(orm.stats)
         self._events: collections.deque[dict[str, Any]] = collections.deque(maxlen=EVENTS_KEPT)
@@ -223,39 +232,31 @@ class Health:
 
     # -- answers --------------------------------------------------------------------------------------------------------
 
-    def live(self) -> Answer:
-        """Answer that the process answers."""
-        return _json(200, {"status": "ok"})
+    def answer(self, name: str, query: Mapping[str, str]) -> Answer:
+        """Answer one of the `NAMES`, but for ``events``. Blocks for `timeout` at most; `answer_async` does not.
 
-    def ready(self, readiness: Readiness) -> Answer:
-        """Answer one word, with 200 or 503."""
-        return _json(_status(readiness), {"status": readiness.status})
+        Args:
+            name: the endpoint; who may ask is the caller's business, see `wants_guard`.
+            query: the parameters in the URL.
+        """
+        return self._answer(name, query, self.readiness() if name in _ASKING else None)
 
-    def verbose(self, readiness: Readiness) -> Answer:
-        """Answer what is known of each database; behind the guard."""
-        return _json(_status(readiness), readiness.as_dict())
+    async def answer_async(self, name: str, query: Mapping[str, str]) -> Answer:
+        """Do what `answer` does without blocking the event loop."""
+        return self._answer(name, query, await self.readiness_async() if name in _ASKING else None)
 
-    def status(self, readiness: Readiness, since: str | None = None) -> Answer:
-        """Answer the status document; `since` comes from the query string."""
-        return _json(200, self.document(readiness, None if since is None else _number(since)))
+    def _answer(self, name: str, query: Mapping[str, str], readiness: Readiness | None) -> Answer:
+        if readiness is None:
+            if name == "live":
+                return _json(200, {"status": "ok"})
+            return self._metrics() if name == "metrics" else _page_answer()
+        if name == "status":
+            since = query.get("since")
+            return _json(200, self.document(readiness, None if since is None else _number(since)))
+        shown = readiness.as_dict() if _VERBOSE in query else {"status": readiness.status}
+        return _json(503 if readiness.status == "unavailable" else 200, shown)
 
-    def page(self) -> Answer:
-        """Answer the page, which loads nothing from elsewhere, and may not."""
-        nonce = secrets.token_urlsafe(16)
-        policy = (
-            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
-            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        headers = {
-            "Content-Security-Policy": policy,
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-            **_NO_STORE,
-        }
-        return Answer(200, _page().replace("{{nonce}}", nonce).encode(), "text/html; charset=utf-8", headers)
-
-    def metrics(self) -> Answer:
-        """Answer what Prometheus scrapes, if its client is installed."""
+    def _metrics(self) -> Answer:
         try:
             metrics: Any = importlib.import_module("peewee_frameworks.metrics")
             body, content_type = metrics.render(self._orm)
@@ -322,6 +323,22 @@ class _Stream:
         return ending or (ending is None and time.monotonic() - self._began > BLIND_SECONDS)
 
 
+def _page_answer() -> Answer:
+    """Answer the page, which loads nothing from elsewhere, and may not."""
+    nonce = secrets.token_urlsafe(16)
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        **_NO_STORE,
+    }
+    return Answer(200, _page().replace("{{nonce}}", nonce).encode(), "text/html; charset=utf-8", headers)
+
+
 @functools.cache
 def _page() -> str:
     return Path(__file__).with_name("status.html").read_text(encoding="utf-8")
@@ -331,10 +348,6 @@ def _is_saturated(stats: Any) -> bool:
     # A pool that does not know who waits is taken to have somebody waiting when it has nothing left.
     full = stats.used is not None and stats.max_connections and stats.used >= stats.max_connections
     return bool(full) and (stats.waiting is None or stats.waiting > 0)
-
-
-def _status(readiness: Readiness) -> int:
-    return 503 if readiness.status == "unavailable" else 200
 
 
 def _json(status: int, document: dict[str, Any]) -> Answer:

@@ -1,8 +1,8 @@
 """Ask a database whether it answers, within a time limit and beside its pool.
 
 A probe has a connection of its own: one from the pool would be taken from requests, and would wait behind them just when the
-answer matters. A database is asked once at a time, and whoever asks meanwhile shares the answer. A server that accepts and stays
-silent costs one thread, whose connection is cut when the time is over.
+answer matters. A database is asked once at a time, and whoever asks meanwhile shares the answer. A server that accepts and
+stays silent costs one thread, whose connection is cut when the time is over.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import contextlib
 import contextvars
 import copy
 import math
+import os
 import time
+import weakref
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from peewee_frameworks.gevent import make_lock
 from peewee_frameworks.pool.drivers import driver_of
-from peewee_frameworks.pool.workers import runtime, watch_forks
+from peewee_frameworks.pool.workers import runtime
 from peewee_frameworks.state import is_in_memory
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ CLOSE_SECONDS = 1.0
 
 _SQLITE_QUESTION = "SELECT 1 FROM sqlite_master LIMIT 1"  # a constant alone would not make it look into the file
 
+_probes: weakref.WeakSet[Probe] = weakref.WeakSet()
 # Connections of a parent process; collecting them could say goodbye on the parent's sockets.
 _inherited: list[Any] = []
 
@@ -72,7 +75,7 @@ class Probe:
         self._run: _Run | None = None
         self._conn: Any = None
         self._task: asyncio.Task[Outcome] | None = None
-        watch_forks(self)
+        _probes.add(self)
 
     def start(self, timeout: float) -> Future[Outcome]:
         """Begin to ask a sync database, or join who is asking; never blocks."""
@@ -187,6 +190,15 @@ class Probe:
                 self._conn = conn
         if not kept:
             _close(conn)
+
+
+def _after_fork() -> None:
+    for probe in list(_probes):
+        probe.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def probe_of(state: State) -> Probe:
