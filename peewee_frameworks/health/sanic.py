@@ -30,7 +30,7 @@ def add_routes(blueprint: Blueprint, orm: Extension, guard: Guard | None, timeou
         blueprint.add_route(
             handler,
             f"/{name}",
-            methods=["GET"] if name == "events" else ["GET", "HEAD"],
+            methods=methods,
             name=f"health_{name or 'page'}",
         )
 
@@ -47,6 +47,9 @@ def _make_handler(health: Health, name: str, guard: Guard | None) -> Callable[[R
             return _respond(health.refused(guarded=guard is not None))
         if name != "events":
             return _respond(await health.answer_async(name, query))
+        stream: Any = request.stream
+        # At its stop Sanic waits for each connection that was in use then, until its client closes it.
+        stream.keep_alive = False
         response = await request.respond(headers=EVENTS_HEADERS, content_type=EVENTS_HEADERS["Content-Type"])
         async for event in health.events_async(request.headers.get("last-event-id")):
             await response.send(event)
