@@ -14,7 +14,7 @@ from .runtime import Runtime
 from .scope import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
     from typing import Unpack
 
     from .config import Databases, OptionKeywords
@@ -90,7 +90,7 @@ class RequestMiddleware:
         app: ASGIApp,
         runtime: Runtime,
         request_class: Callable[[Any], Any] | None = None,
-        names: Callable[[Any], Iterable[str]] | None = None,
+        names: Callable[[Any], Collection[str]] | None = None,
     ) -> None:
         """Wrap `app`.
 
@@ -177,7 +177,9 @@ class RequestMiddleware:
 
     async def _prepare(self, work: Scope, scope: MutableMapping[str, Any]) -> None:
         request = scope if self.request_class is None else self.request_class(scope)
-        names = (scope["path"],) if self.names is None or not self.runtime.options.exclude else self.names(scope)
+        # To find the route is work that only some need.
+        known = self.names is None or not (self.runtime.options.exclude or self.runtime.has_health)
+        names = (scope["path"],) if known else self.names(scope)  # type: ignore[misc]
         eager, atomic = self.runtime.policy(request, names)
         if atomic:
             await self.runtime.set_atomic(work)

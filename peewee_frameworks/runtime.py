@@ -29,7 +29,7 @@ from .scope import Scope, connection_scope, current_scope
 from .state import State, display_name, install, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 logger = logging.getLogger("peewee_frameworks")
 
@@ -39,6 +39,10 @@ DEFAULT_RUN_THREADS = 32
 DEFAULT_RUN_TIMEOUT = 30.0
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # where the worker processes of an application share their metrics
+
+
+# Among the names of a request: it is for the health endpoints, which want no connection and no transaction.
+HEALTH = "peewee_frameworks.health"
 
 
 class ErrorStatus(Exception):  # never shown: it tells the transaction why
@@ -94,6 +98,10 @@ class Runtime:
         self._drained: Callable[[], object] | None = None
         # Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request.
         self.has_policy = False
+        # Whether health endpoints are mounted somewhere: `policy` must be told which requests are theirs.
+        self.has_health = False
+        # Whether the last application has been told to stop: streams of events end, and no traffic should come.
+        self.ending = False
         # Whether connections go back at the first byte of a response.
         self.releases_early = True
         self._complete = False  # the state of each database is known
@@ -249,14 +257,17 @@ class Runtime:
             scope = parent
         return scope
 
-    def policy(self, request: Any, names: Iterable[str], options: Options | None = None) -> tuple[bool, bool]:
+    def policy(self, request: Any, names: Collection[str], options: Options | None = None) -> tuple[bool, bool]:
         """Decide for a request: (connect eagerly?, atomic?).
 
         Args:
             request: the framework's request, for predicates.
-            names: what `exclude` patterns are matched against: path, endpoint, route and blueprint names.
+            names: what `exclude` patterns are matched against: path, endpoint, route and blueprint names; `HEALTH` among them
+                if the request is for the health endpoints.
             options: those of a part of the application (a blueprint), here and below; None is the application's own.
         """
+        if self.has_health and HEALTH in names:
+            return False, False
         options = options or self.options
         eager = options.connect == "eager" or (
             options.connect is None and not all(state.database.autoconnect for state in self._states)
@@ -386,6 +397,7 @@ class Runtime:
     def _check_start(self) -> None:
         states = self.states
         self._check_models()
+        self.ending = False
         for state in states:
             database = state.database
             if database.deferred:
@@ -505,7 +517,7 @@ class Runtime:
             multiprocess.end(self)
 
     async def _leave_async(self, state: State) -> None:
-        if not state.is_async:
+        if not state.is_async:  # an asynchronous probe keeps no connection
             await asyncio.wrap_future(background.submit(lambda: _leave(state)))
             return
         state.users -= 1
@@ -514,7 +526,8 @@ class Runtime:
 
     def _is_last_stop(self) -> bool:
         self._running -= 1
-        return self._running <= 0
+        self.ending = self._running <= 0
+        return self.ending
 
     def _to_leave(self) -> list[State]:
         """Return the databases to be closed at the end, the last opened first."""
@@ -538,6 +551,8 @@ def _leave(state: State) -> None:
     if state.users == 0:  # another application of this process may use the same database
         if state.runner is not None:
             state.runner.close()
+        if state.probe is not None:
+            state.probe.close()
         _close_pool(state.database)
 
 

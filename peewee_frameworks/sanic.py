@@ -28,6 +28,7 @@ from .config import Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import SERVER_ERROR, problem_for
+from .runtime import HEALTH
 from .scope import Scope, current_scope
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from sanic_routing import Route
 
     from .config import Databases, OptionKeywords
+    from .health.sanic import Guard
     from .runtime import Runtime
     from .state import State
 
@@ -99,16 +101,42 @@ class Peewee(Extension):
         if self._decides_by_route():
             _watch_routing(app)
 
-    def blueprint(self, name: str = "peewee", **options: Any) -> Blueprint:
+    def blueprint(
+        self,
+        name: str = "peewee",
+        *,
+        health: bool | None = None,
+        guard: Guard | None = None,
+        probe_timeout: float | None = None,
+        **options: Any,
+    ) -> Blueprint:
         """Return a blueprint that installs everything in each application it is registered on.
 
-        Routes may be added to it; the scope is not theirs alone, it serves the whole application.
+        Routes may be added to it; the scope is not theirs alone, it serves the whole application. With ``health=True`` or a
+        `guard` it has the health endpoints, and may be registered where `init_app` was called already. ``/live`` and ``/ready``
+        are for everybody, and each says one word. ``/`` (the status page), ``/status``, ``/events``, ``/metrics`` and
+        ``/ready?verbose`` are for those whom `guard` lets in. None of them takes a connection from a pool.
 
         Args:
             name: of the blueprint.
+            health: whether to add the health endpoints; by default if there is a `guard`.
+            guard: a function of the `Request` that says who may see more, ``async`` or not; it may raise. None: nobody.
+            probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
             options: as Sanic's `Blueprint` takes them: ``url_prefix``, ``host``, ``version``…
+
+        Raises: `ConfigurationError` for a timeout that is not above 0, or a guard without the endpoints.
         """
-        return _ExtensionBlueprint(self, name, **options)
+        healthy = guard is not None if health is None else health
+        if guard is not None and not healthy:
+            raise ConfigurationError(
+                "blueprint(health=False, guard=...) contradict each other: there is nothing to guard."
+            )
+        blueprint = _ExtensionBlueprint(self, name, installs_again=not healthy, **options)
+        if healthy:
+            from .health.sanic import add_routes  # noqa: PLC0415 - for those who mount it
+
+            add_routes(blueprint, self, guard, probe_timeout)
+        return blueprint
 
     def policy(self, blueprint: Blueprint | BlueprintGroup, **options: Unpack[PolicyKeywords]) -> None:
         """Set options that hold for the routes of one blueprint or group, in place of the application's.
@@ -139,6 +167,10 @@ class Peewee(Extension):
         if known is None:
             blueprints = [own for own in app.blueprints.values() if any(each is route for each in own.routes)]
             names = [route.name, route.name.partition(".")[2], route.path, *(own.name for own in blueprints)]
+            if self.runtime.has_health:
+                from .health.sanic import MARK  # noqa: PLC0415 - it is mounted
+
+                names += [HEALTH] * hasattr(route.handler, MARK)
             given: dict[str, Any] = {}
             for own in (False, True):  # a group's first, so that its blueprints' own replace them
                 for target, options in self._policies:
@@ -160,15 +192,17 @@ class Peewee(Extension):
 
 
 class _ExtensionBlueprint(Blueprint):
-    __slots__ = ("_orm",)
+    __slots__ = ("_installs_again", "_orm")
 
-    def __init__(self, orm: Peewee, name: str, **options: Any) -> None:
+    def __init__(self, orm: Peewee, name: str, *, installs_again: bool, **options: Any) -> None:
         super().__init__(name, **options)
         self._orm = orm
+        self._installs_again = installs_again  # which is an error, and without endpoints there is no other purpose
 
     def register(self, app: Sanic[Any, Any], options: dict[str, Any]) -> None:
         super().register(app, options)  # type: ignore[no-untyped-call]
-        self._orm.init_app(app)
+        if self._installs_again or self._orm not in _installed(app):
+            self._orm.init_app(app)
 
 
 # -- requests -----------------------------------------------------------------------------------------------------------

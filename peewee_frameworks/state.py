@@ -108,6 +108,8 @@ class State:
 
     # Whether the database is one of Peewee's asyncio layer, whose calls are coroutines.
     is_async = False
+    # What asks the database whether it answers; made by the first who wants to know, see health/probe.py.
+    probe: Any = None
 
     def __init__(self, database: peewee.Database) -> None:
         self._database = weakref.ref(database)
