@@ -199,6 +199,7 @@ class Frame:
         "request_transaction",
         "savepoints",
         "since",
+        "stack",
         "state",
         "transactions",
     )
@@ -211,8 +212,9 @@ class Frame:
         self.atomic = False
         self.request_transaction: Any = None
         self.on_release: Callable[[], None] | None = None
-        # Since when it is connected, monotonic; set where no pool knows it, and left unset elsewhere, at no cost.
+        # Since when it is connected, monotonic, and where that was: set where no pool notes it, left unset elsewhere.
         self.since: float
+        self.stack: Any
         lock = _make_lock()
         self._acquire = lock.acquire
         self._release = lock.release

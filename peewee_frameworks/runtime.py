@@ -30,6 +30,8 @@ from .state import State, display_name, install, unwrap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from .leaks import LeakWatch
+
 logger = logging.getLogger("peewee_frameworks")
 
 _Result = TypeVar("_Result")
@@ -89,6 +91,7 @@ class Runtime:
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
         self._drained: Callable[[], object] | None = None
+        self._leaks: LeakWatch | None = None
         # Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request.
         self.has_policy = False
         # Whether connections go back at the first byte of a response.
@@ -166,8 +169,20 @@ class Runtime:
 
     def _install(self, states: list[State]) -> None:
         self._states = states
+        self._observe(states)
         self._complete = len(states) == len(self.databases)
         self.has_policy = self._find_policy()
+
+    def _observe(self, states: list[State]) -> None:
+        """Put into the databases what the options ask to be known; where they ask nothing, nothing is in the way."""
+        options = self.options
+        if options.leak_threshold is not None:
+            if self._leaks is None:
+                from .leaks import LeakWatch  # noqa: PLC0415 - it imports our pool, which not every application uses
+
+                self._leaks = LeakWatch(options.leak_threshold, stacks=options.leak_stacks)
+            for state in states:
+                self._leaks.add(state)
 
     def _find_policy(self) -> bool:
         options = self.options

@@ -17,7 +17,7 @@ import peewee
 
 from .background import background
 from .errors import ConfigurationError
-from .frame import Frames, current_frames
+from .frame import Frames, current_frames, native_thread, running_loop
 from .state import State, install
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Scope(Frames):
     """Whether it may sit there between two queries, its response having begun: `orm.run` then gives back at once."""
     served: tuple[Any, ...] = ()
     """Whose options hold for it already: the same adapter further in, or of a sub-application, must not do it again."""
+    thread = 0
+    """The thread that opened it and is in it until its end, if nothing else tells who is; 0 where an event loop runs."""
     slot: Any = None
     """What `orm.run` keeps with the scope; see run.py."""
     label: str
@@ -73,6 +75,8 @@ class Scope(Frames):
         self.parent: Scope | None = parent
         self.owner = owner
         self.frames = {}
+        if running_loop() is None:
+            self.thread = native_thread()
         open_scopes.add(self)
 
     @property

@@ -20,6 +20,7 @@ import functools
 import logging
 import sys
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +54,10 @@ logger = logging.getLogger("peewee_frameworks")
 class _ThreadOwner:
     """Stands for a thread and dies with it; the `threading.Thread` object of a foreign thread outlives it."""
 
-    __slots__ = ("__weakref__", "name")
+    __slots__ = ("__weakref__", "ident", "name")
 
     def __init__(self) -> None:
+        self.ident = threading.get_ident()
         self.name = threading.current_thread().name
 
 
@@ -124,6 +126,8 @@ class State:
         self._implicit: dict[int, tuple[weakref.ref[Any], Frame]] = {}
         # Records whose owner was collected. Appended by weakref callbacks, so without a lock; drained by `reap`.
         self.orphans: collections.deque[Frame] = collections.deque()
+        # Who wants to know of each connect; see `listen`.
+        self.listeners: list[Callable[[Frame, float, float], object]] = []
         # A generator's or coroutine's Python frame -> the records its ``with db`` blocks began on.
         self.blocks: dict[FrameType, list[Any]] = {}
 
@@ -267,9 +271,29 @@ class State:
         self._implicit.clear()
         self.orphans.clear()
 
+    def listen(self, listener: Callable[[Frame, float, float], object]) -> None:
+        """Call ``listener(frame, start, seconds)`` after each connect: by `time.perf_counter`, the wait for the pool included.
+
+        It stands in the way of the connects of this database object, and only once somebody listens.
+        """
+        self.listeners.append(listener)
+        database = self.database
+        name = "_acquire_conn_async" if self.is_async else "_connect_here"
+        vars(database).setdefault(name, functools.partial(type(database)._connect_and_tell, database))
+
+    def connected(self, start: float) -> None:
+        """Tell the listeners that the current record was connected just now."""
+        frame, seconds = self.frame(), time.perf_counter() - start
+        for listener in self.listeners:
+            listener(frame, start, seconds)
+
     def implicit_frames(self) -> list[Frame]:
         """Return the records outside scopes, for statistics and tests."""
         return [frame for _, frame in list(self._implicit.values())]
+
+    def implicit_owners(self) -> list[tuple[Any, Frame]]:
+        """Return the records outside scopes with their thread, task or greenlet, as far as that lives."""
+        return [(owner(), frame) for owner, frame in list(self._implicit.values())]
 
     @contextlib.contextmanager
     def bound(self, frame: Frame, mark: Lineage | None = None) -> Iterator[None]:

@@ -280,6 +280,12 @@ class AsyncGuarded(Guarded):
     async def _acquire_conn_async(self) -> Any:
         return await self._state.keeper.acquire()
 
+    async def _connect_and_tell(self) -> Any:  # type: ignore[override]
+        start = time.perf_counter()
+        conn = await type(self)._acquire_conn_async(self)
+        self._state.connected(start)
+        return conn
+
     async def open_pool(self) -> Any:
         """Open the pool in the running loop, if it is not open.
 

@@ -8,7 +8,6 @@ import logging
 import sys
 import threading
 import time
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.errors import (
@@ -21,6 +20,7 @@ from peewee_frameworks.errors import (
     TooManyWaiters,
     WouldBlock,
 )
+from peewee_frameworks.stacks import take
 from peewee_frameworks.waiting import lending
 
 from .core import Engine
@@ -28,6 +28,7 @@ from .drivers import Driver, driver_of
 from .entries import CLOSE, CONNECT, Entry, Job, Turn, snapshot
 from .events import Events
 from .jobs import run_job
+from .leaks import Suspect, log_returned
 from .options import PoolOptions, seconds_to_wait
 from .stats import PoolStats, Recorder, read_stats
 from .upkeep import Upkeep, reap
@@ -36,7 +37,7 @@ from .workers import runtime, subjects, watch_forks
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Pool"]
 
@@ -88,6 +89,8 @@ class Pool:
         self._upkeep = Upkeep()
         self._engine: Engine | None = None
         self._watch = False  # somebody wants to know about each checkout and checkin
+        self._armed = False  # a leak was suspected
+        self.describe: Callable[[list[Any]], Mapping[int, Suspect]] = lambda _conns: {}
         self._suspended_error = False
         self._emptied: ThreadWaiter | None = None
         self._looked = 0.0  # when a caller last looked for connections without owner
@@ -593,17 +596,21 @@ class Pool:
 
     # -- watching -----------------------------------------------------------------------------------------------
 
+    def _arm(self) -> None:
+        """Record the stack of each checkout from now on."""
+        if not self._armed:
+            self._armed = True
+            self._watch = self._watching()
+
     def _watching(self) -> bool:
-        return self.options.leak_threshold is not None or self.events.wants("checkout", "checkin")
+        return self._armed or self.options.leak_stacks or self.events.wants("checkout", "checkin")
 
     def _note_checkout(self, conn: Any) -> None:
         entry = self.engine.held.get(id(conn))
         if entry is not None:
             entry.thread = threading.get_ident()
-            if self.options.leak_threshold is not None:
-                entry.stack = traceback.StackSummary.extract(
-                    traceback.walk_stack(sys._getframe(2)), limit=16, lookup_lines=False
-                )
+            entry.leaked, entry.suspect = False, None
+            entry.stack = take(sys._getframe(2)) if self._armed or self.options.leak_stacks else None
         try:
             self.events.emit("checkout", connection=conn)
         except BaseException:  # a timeout of gevent, a Ctrl-C: the caller will not see this connection
@@ -614,11 +621,8 @@ class Pool:
         entry = self.engine.held.get(id(conn))
         if entry is not None:
             if entry.leaked:
-                seconds = self._clock() - entry.since
-                logger.warning(
-                    "Pool %r: connection %d, reported as leaked, came back after %.1f s.", self.name, entry.id, seconds
-                )
-            entry.leaked, entry.stack = False, None
+                log_returned(self.name, entry.id, self._clock() - entry.since, entry.suspect or Suspect())
+            entry.leaked, entry.stack, entry.suspect = False, None, None
         self.events.emit("checkin", connection=conn)
 
     def _reaped(self, entry: Entry, seconds: float) -> None:
