@@ -52,6 +52,10 @@ class Options:
             is never. A pool's own ``leak_threshold`` goes first.
         leak_stacks: record where each connection is taken from the start, not only once there was a suspect; a few
             microseconds each time.
+        server_timing: tell in each response, in a ``Server-Timing`` header, how long the request has queried and has waited
+            for connections so far. Browsers show it in their network view; it tells strangers too.
+        query_budget: queries that one request may send; one that sends more is reported in the log, with the statements that
+            it repeats. None is any number.
     """
 
     # Checked at run time, because they also come from configuration: hence Any where a type would hide a check.
@@ -68,6 +72,8 @@ class Options:
     close_timeout: float = 10.0
     leak_threshold: float | None = None
     leak_stacks: bool = False
+    server_timing: bool = False
+    query_budget: int | None = None
 
     def __post_init__(self) -> None:
         """Validate.
@@ -102,6 +108,8 @@ class Options:
         _positive("close_timeout", self.close_timeout)
         _positive("leak_threshold", self.leak_threshold)
         _one_of("leak_stacks", self.leak_stacks, (True, False))
+        _one_of("server_timing", self.server_timing, (True, False))
+        _positive("query_budget", self.query_budget)
 
     def rolls_back(self, status: int) -> bool:
         """Return whether a response of this status rolls an atomic request back."""
@@ -140,14 +148,22 @@ class OptionKeywords(PolicyKeywords, total=False):
     close_timeout: float | None
     leak_threshold: float | None
     leak_stacks: bool | None
+    server_timing: bool | None
+    query_budget: int | None
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _NAMES = tuple(option.name for option in fields(Options))
 _KEYS = {PREFIX + "DATABASE": "database", **{PREFIX + name.upper(): name for name in _NAMES}}
 # What a string from the environment becomes.
-_NUMBERS = {"run_threads": int, "run_timeout": float, "close_timeout": float, "leak_threshold": float}
-_SWITCHES = ("transaction", "errors", "leak_stacks")
+_NUMBERS = {
+    "run_threads": int,
+    "query_budget": int,
+    "run_timeout": float,
+    "close_timeout": float,
+    "leak_threshold": float,
+}
+_SWITCHES = ("transaction", "errors", "leak_stacks", "server_timing")
 _LISTS = ("exclude",)
 
 

@@ -22,6 +22,7 @@ from .config import DEFAULT_ALIAS, Options, open_databases, resolve
 from .errors import ConfigurationError, DatabaseUnavailable
 from .frame import current_frames
 from .guarded import GuardedProxy
+from .queries import count_queries
 from .run import Queue, Runner
 from .schema import create_tables
 from .scope import Scope, connection_scope, current_scope
@@ -183,6 +184,9 @@ class Runtime:
                 self._leaks = LeakWatch(options.leak_threshold, stacks=options.leak_stacks)
             for state in states:
                 self._leaks.add(state)
+        if options.server_timing or options.query_budget is not None:
+            for state in states:
+                count_queries(state)
 
     def _find_policy(self) -> bool:
         options = self.options
@@ -229,7 +233,7 @@ class Runtime:
     def end(self, scope: Scope) -> None:
         """Finish a scope and leave it. Idempotent; never raises, never blocks an event loop."""
         scope.ended = True
-        if scope.frames:  # most requests that query nothing have nothing to finish
+        if scope.frames or scope.tally is not None:  # most requests that query nothing have nothing to finish
             scope.finish()
         self.live.discard(scope)
         if self._drained is not None and not self.live:

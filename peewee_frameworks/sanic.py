@@ -28,6 +28,7 @@ from .config import Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import SERVER_ERROR, problem_for
+from .queries import times_of
 from .scope import Scope
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ logger = logging.getLogger("peewee_frameworks")
 
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
+
+_TIMES = "Server-Timing"
 
 _POLICY = ", ".join(PolicyKeywords.__annotations__)
 
@@ -90,8 +93,10 @@ class Peewee(Extension):
             raise ConfigurationError(f"init_app() was called twice on {app!r}. Call it once for each application.")
         self.runtime.configure(app.config)
         if not installed:
-            app.__class__ = _scoped_class(type(app))
+            app.__class__ = _scoped_class(type(app), _Work)
             app.signal("websocket.handler.before", priority=_FIRST)(_watch_websocket)
+        if self.runtime.options.server_timing:
+            app.__class__ = _scoped_class(type(app), _TimedWork)
         installed.append(self)
         # In each worker, never in a main_process hook: connections do not survive a fork.
         app.register_listener(self._start, "before_server_start", priority=_FIRST)
@@ -179,8 +184,10 @@ class _Scoped:
 
     __slots__ = ()
 
+    _work_class: type[_Work]
+
     async def handle_request(self, request: Request) -> None:
-        work = request.ctx.peewee = _Work(request)
+        work = request.ctx.peewee = self._work_class(request)
         try:
             work.begin()
             await super().handle_request(request)  # type: ignore[misc]
@@ -193,19 +200,13 @@ class _Scoped:
             await super().handle_exception(request, exception, run_middleware)  # type: ignore[misc]
             return
         # Sanic answers a malformed head, a timeout and a disconnect from outside `handle_request`.
-        work = request.ctx.peewee = _Work(request)
+        work = request.ctx.peewee = self._work_class(request)
         try:
             work.begin()
             await super().handle_exception(request, exception, run_middleware)  # type: ignore[misc]
         finally:
             request.ctx.peewee = None
             work.end()
-
-
-@functools.cache
-def _scoped_class(cls: Any) -> Any:
-    same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls)(cls.__name__, (_Scoped, cls), same)
 
 
 class _Part(Scope):
@@ -311,6 +312,36 @@ class _Work:
         else:
             self.release_early()
         await self._send(data, end_stream)
+
+
+class _TimedWork(_Work):
+    """One whose response tells how long the request has queried."""
+
+    __slots__ = ()
+
+    def begin(self) -> None:
+        super().begin()
+        if self._send is not None and self._parts:
+            self._send = functools.partial(self._send_with_times, self._send)
+
+    def _send_with_times(self, send: Any, data: bytes, end_stream: bool) -> Awaitable[None]:
+        response = self._stream.response
+        times = times_of(self._parts[-1]) if response is not None else None
+        if times is not None:
+            # A response object may be used for several requests: what it said the last time goes.
+            others = [told for told in response.headers.getall(_TIMES, ()) if not told.startswith("db;dur=")]
+            response.headers.pop(_TIMES, None)
+            for told in (*others, times):
+                response.headers.add(_TIMES, told)
+        sent: Awaitable[None] = send(data, end_stream)
+        return sent
+
+
+@functools.cache
+def _scoped_class(cls: Any, work: type[_Work]) -> Any:
+    mixins = () if issubclass(cls, _Scoped) else (_Scoped,)
+    same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls)(cls.__name__, (*mixins, cls), {**same, "_work_class": work})
 
 
 def _work(request: Request) -> _Work | None:

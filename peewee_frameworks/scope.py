@@ -53,6 +53,8 @@ class Scope(Frames):
     """Whether it may sit there between two queries, its response having begun: `orm.run` then gives back at once."""
     served: tuple[Any, ...] = ()
     """Whose options hold for it already: the same adapter further in, or of a sub-application, must not do it again."""
+    tally: Any = None
+    """What it has queried, where an option asks for that; see queries.py."""
     thread = 0
     """The thread that opened it and is in it until its end, if nothing else tells who is; 0 where an event loop runs."""
     slot: Any = None
@@ -205,6 +207,8 @@ class Scope(Frames):
         Returns: what is still being given back on other threads, because this one runs an event loop.
         """
         self.ended = True
+        if self.tally is not None:
+            self.tally.close(self)
         if not self.frames:
             return []
         return [pending for frame in list(self.frames.values()) if (pending := frame.finish()) is not None]
