@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .leaks import LeakWatch
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.app")
 
 _Result = TypeVar("_Result")
 
@@ -453,7 +453,7 @@ class Runtime:
         )
         if self.options.check == "fail":
             raise DatabaseUnavailable(message) from error
-        logger.warning("%s", message)
+        logger.warning("%s", message, extra={"database": state.name})
 
     def stop(self) -> None:
         """Wait for the units of work in flight, then close the pools. Blocks for `close_timeout` seconds at most."""
@@ -523,6 +523,7 @@ class Runtime:
                 "%d units of work were still running when the application stopped: %s",
                 len(self.live),
                 ", ".join(sorted(scope.label for scope in list(self.live))[:10]),
+                extra={"requests": len(self.live)},
             )
         if self._runner is not None:
             self._runner.close()

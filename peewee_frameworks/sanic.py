@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .runtime import Runtime
     from .state import State
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.app")
 
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
@@ -414,7 +414,15 @@ def _answer_errors(handler: ErrorHandler) -> None:
             return default(request, exception)
         # One line: Sanic renders a traceback for 0.1 seconds on the event loop, and an exhausted pool would exhaust that too.
         level = logging.WARNING if problem.status >= SERVER_ERROR.status else logging.INFO
-        logger.log(level, "%s %s: %s: %s", request.method, request.path, type(exception).__name__, exception)
+        logger.log(
+            level,
+            "%s %s: %s: %s",
+            request.method,
+            request.path,
+            type(exception).__name__,
+            exception,
+            extra={"request": f"request {request.method} {request.path}", "status": problem.status},
+        )
         kind = _KINDS.get(problem.status, SanicException)
         told = kind(problem.detail, headers=problem.headers, quiet=True)
         told.status_code = problem.status

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import FrameType
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.scope")
 
 
 class _ThreadOwner:
@@ -140,6 +140,11 @@ class State:
     def name(self) -> str:
         """What messages call the database; without user or password where it was given as a URL."""
         return display_name(self.database)
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What messages about it carry."""
+        return {"database": self.name}
 
     # -- Peewee's protocol --------------------------------------------------------------------------------------------
 
@@ -262,7 +267,12 @@ class State:
                 break
             if frame.conn is not None:
                 count += 1
-                logger.warning("%s: %s ended without closing its connection; taken back.", self.name, frame.label)
+                logger.warning(
+                    "%s: %s ended without closing its connection; taken back.",
+                    self.name,
+                    frame.label,
+                    extra=frame._told,
+                )
                 frame.finish()
         return count
 
@@ -362,7 +372,9 @@ class State:
                 conn.cursor().execute("ROLLBACK")
             self.database._close(conn)
         except Exception:
-            logger.warning("%s: returning a connection failed; it is closed instead.", self.name, exc_info=True)
+            logger.warning(
+                "%s: returning a connection failed; it is closed instead.", self.name, exc_info=True, extra=self._told
+            )
             self._drop(conn)
         except BaseException:  # gevent's Timeout, an interrupt: nobody knows how far it came
             self._drop(conn)
@@ -398,7 +410,9 @@ class State:
             else:
                 database._close(conn, close_conn=True)
         except Exception:
-            logger.warning("%s: closing a connection failed; it is abandoned.", self.name, exc_info=True)
+            logger.warning(
+                "%s: closing a connection failed; it is abandoned.", self.name, exc_info=True, extra=self._told
+            )
         if done is not None:
             done()
 

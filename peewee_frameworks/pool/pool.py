@@ -27,7 +27,7 @@ from .core import Engine
 from .drivers import Driver, driver_of
 from .entries import CLOSE, CONNECT, Entry, Job, Turn, snapshot
 from .events import Events
-from .jobs import run_job
+from .jobs import followed, run_job
 from .leaks import Suspect, log_returned
 from .options import PoolOptions, seconds_to_wait
 from .stats import PoolStats, Recorder, read_stats
@@ -472,7 +472,9 @@ class Pool:
                 raise ForeignConnection(
                     f"Pool {self.name!r}: this connection belongs to pool {other.name!r}; return it there."
                 )
-        logger.debug("Pool %r: a connection was returned that is not in use here; ignored.", self.name)
+        logger.debug(
+            "Pool %r: a connection was returned that is not in use here; ignored.", self.name, extra={"pool": self.name}
+        )
 
     # -- looking after all --------------------------------------------------------------------------------------
 
@@ -582,6 +584,7 @@ class Pool:
         engine = self._engine
         if engine is None:
             return None
+        self._watch = self._watching()  # somebody may have set the level of a logger
         return self._upkeep.run(self, engine, self._clock())
 
     def on(self, event: str, listener: Callable[..., Any]) -> Callable[..., Any]:
@@ -603,7 +606,12 @@ class Pool:
             self._watch = self._watching()
 
     def _watching(self) -> bool:
-        return self._armed or self.options.leak_stacks or self.events.wants("checkout", "checkin")
+        return (
+            self._armed
+            or self.options.leak_stacks
+            or self.events.wants("checkout", "checkin")
+            or followed.isEnabledFor(logging.DEBUG)
+        )
 
     def _note_checkout(self, conn: Any) -> None:
         entry = self.engine.held.get(id(conn))
@@ -623,6 +631,7 @@ class Pool:
             if entry.leaked:
                 log_returned(self.name, entry.id, self._clock() - entry.since, entry.suspect or Suspect())
             entry.leaked, entry.stack, entry.suspect = False, None, None
+            followed.debug("Returning %s to pool.", entry.id, extra={"pool": self.name, "connection": entry.id})
         self.events.emit("checkin", connection=conn)
 
     def _reaped(self, entry: Entry, seconds: float) -> None:
@@ -632,6 +641,7 @@ class Pool:
             self.name,
             entry.id,
             seconds,
+            extra={"pool": self.name, "connection": entry.id, "seconds": seconds},
         )
 
     # -- work in the background ---------------------------------------------------------------------------------
