@@ -23,6 +23,7 @@ from .config import DEFAULT_ALIAS, Options, open_databases, resolve
 from .errors import ConfigurationError, DatabaseUnavailable
 from .frame import current_frames
 from .guarded import GuardedProxy
+from .queries import count_queries
 from .run import Queue, Runner
 from .schema import create_tables
 from .scope import Scope, connection_scope, current_scope
@@ -31,7 +32,9 @@ from .state import State, display_name, install, unwrap
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-logger = logging.getLogger("peewee_frameworks")
+    from .leaks import LeakWatch
+
+logger = logging.getLogger("peewee_frameworks.app")
 
 _Result = TypeVar("_Result")
 
@@ -96,6 +99,7 @@ class Runtime:
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
         self._drained: Callable[[], object] | None = None
+        self._leaks: LeakWatch | None = None
         # Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request.
         self.has_policy = False
         # Whether health endpoints are mounted somewhere: `policy` must be told which requests are theirs.
@@ -177,8 +181,23 @@ class Runtime:
 
     def _install(self, states: list[State]) -> None:
         self._states = states
+        self._observe(states)
         self._complete = len(states) == len(self.databases)
         self.has_policy = self._find_policy()
+
+    def _observe(self, states: list[State]) -> None:
+        """Put into the databases what the options ask to be known; where they ask nothing, nothing is in the way."""
+        options = self.options
+        if options.leak_threshold is not None:
+            if self._leaks is None:
+                from .leaks import LeakWatch  # noqa: PLC0415 - it imports our pool, which not every application uses
+
+                self._leaks = LeakWatch(options.leak_threshold, stacks=options.leak_stacks)
+            for state in states:
+                self._leaks.add(state)
+        if options.server_timing or options.query_budget is not None:
+            for state in states:
+                count_queries(state)
 
     def _find_policy(self) -> bool:
         options = self.options
@@ -225,7 +244,7 @@ class Runtime:
     def end(self, scope: Scope) -> None:
         """Finish a scope and leave it. Idempotent; never raises, never blocks an event loop."""
         scope.ended = True
-        if scope.frames:  # most requests that query nothing have nothing to finish
+        if scope.frames or scope.tally is not None:  # most requests that query nothing have nothing to finish
             scope.finish()
         self.live.discard(scope)
         if self._drained is not None and not self.live:
@@ -450,7 +469,7 @@ class Runtime:
         )
         if self.options.check == "fail":
             raise DatabaseUnavailable(message) from error
-        logger.warning("%s", message)
+        logger.warning("%s", message, extra={"database": state.name})
 
     def stop(self) -> None:
         """Wait for the units of work in flight, then close the pools. Blocks for `close_timeout` seconds at most."""
@@ -536,6 +555,7 @@ class Runtime:
                 "%d units of work were still running when the application stopped: %s",
                 len(self.live),
                 ", ".join(sorted(scope.label for scope in list(self.live))[:10]),
+                extra={"requests": len(self.live)},
             )
         if self._runner is not None:
             self._runner.close()
