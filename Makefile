@@ -7,7 +7,7 @@ APP ?= flask_blog
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types bench serve clean
+.PHONY: help demo test test-all contract lint types bench serve clean
 
 # What a newer Python can change, and what of it does not take long: no matrix of web servers.
 ELSEWHERE ?= tests/core tests/pool tests/aio $(wildcard tests/adapters/test_*.py) \
@@ -46,6 +46,10 @@ test: $(VENV)/.dev  ## Run the tests (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -o cache_dir=$(VENV)/.pytest_cache $(ARGS)
 
 test-all: test test-3.12 test-3.13  ## Run the tests, and on newer Pythons, where these are installed, what can differ there
+
+contract: $(VENV)/.dev  ## Run every case of the adapters' contract with every server on every database
+	PEEWEE_FRAMEWORKS_CONTRACT=full $(BIN)/python -m pytest -n $(JOBS) --dist loadscope -o cache_dir=$(VENV)/.pytest_cache \
+		tests/adapters/contract $(ARGS)
 
 # python3.N on the PATH or of pyenv, if it works: its shims may not.
 test-3.%:

@@ -3,7 +3,7 @@
 Two servers run at once, one bare and one with the adapter, and take turns in short rounds, so that a slow moment of the
 machine hits both. On a busy machine the processor time of the server per request is the steadier figure.
 
-``python -m benchmarks.bench_adapters`` runs these rows alone.
+``python -m benchmarks --only adapter-`` runs these rows alone.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import contextlib
 import functools
 import socket
 import statistics
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from tests.support import webservers
 
-from .harness import Row, run
+from .harness import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,8 +137,3 @@ ROWS = [
     row("fastapi", "uvicorn"),
     row("starlette", "uvicorn"),
 ]
-
-
-if __name__ == "__main__":
-    outcomes = run([each for each in ROWS if not sys.argv[1:] or any(part in each.name for part in sys.argv[1:])], None)
-    sys.exit(any(outcome.verdict == "MISSED" for outcome in outcomes))

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from .config import Databases, OptionKeywords
+    from .holders import Holder
+    from .pool.stats import PoolStats
 
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
@@ -59,9 +61,29 @@ class Extension:
         """The base class for models bound to the default database."""
         return self.database.Model
 
+    def holders(self) -> list[Holder]:
+        """Return who holds a connection of these databases now, the longest first; costs nothing until it is called.
+
+        In this process only: each worker has its own.
+
+        Raises: `ConfigurationError` before the databases are known.
+        """
+        from .holders import holders  # noqa: PLC0415 - it imports our pool, which not every application uses
+
+        return holders(self.runtime)
+
     def scope(self, label: str | None = None) -> connection_scope:
         """Return a `connection_scope` over all databases, for work outside requests or with connections of its own."""
         return connection_scope(*(self.databases.values() or [self.database]), label=label)
+
+    def stats(self) -> dict[str, PoolStats]:
+        """Return the moment of each database's pool, by alias; see `peewee_frameworks.stats`.
+
+        Raises: `ConfigurationError` while the databases are not known.
+        """
+        from .stats import stats_of  # noqa: PLC0415 - which imports the pool, for those who ask
+
+        return stats_of(self.runtime)
 
     async def run(self, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
         """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.

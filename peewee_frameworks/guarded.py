@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 import sys
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import peewee
@@ -332,6 +333,14 @@ class Guarded:
     def _connect_here(self, *args: Any, **kwargs: Any) -> bool:
         return self._attempt(super().connect, *args, **kwargs)  # type: ignore[misc]
 
+    def _connect_and_tell(self, *args: Any, **kwargs: Any) -> bool:
+        """Stand for `_connect_here` where somebody listens; see `State.listen`."""
+        start = time.perf_counter()
+        opened = type(self)._connect_here(self, *args, **kwargs)
+        if opened:
+            self._state.connected(start)
+        return opened
+
     def _attempt(self, connect: Callable[..., bool], *args: Any, **kwargs: Any) -> bool:
         was_closed = self._state.closed
         try:
@@ -484,6 +493,18 @@ def _quick_cursor(self: Any, named_cursor: Any = None) -> Any:
     frame = None if frames is None else frames.frames.get(self._state)  # `_execute_cursor` has made it
     conn = self._state.conn if frame is None else frame.conn
     return _peewee_cursor(self, named_cursor) if conn is None else conn.cursor()
+
+
+class GuardedUnpooled(Guarded):
+    """Mixed into databases without a pool, where nobody else knows since when a connection is in use."""
+
+    __slots__ = ()
+
+    def _connect_here(self, *args: Any, **kwargs: Any) -> bool:
+        opened = super()._connect_here(*args, **kwargs)
+        if opened:
+            self._state.frame().since = time.monotonic()
+        return opened
 
 
 class GuardedPool(Guarded):

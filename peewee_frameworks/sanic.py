@@ -28,10 +28,12 @@ from .config import Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import SERVER_ERROR, problem_for
-from .scope import Scope
+from .queries import times_of
+from .runtime import HEALTH
+from .scope import Scope, current_scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
     from typing import Unpack
 
     from sanic.blueprints import BlueprintGroup
@@ -40,13 +42,16 @@ if TYPE_CHECKING:
     from sanic_routing import Route
 
     from .config import Databases, OptionKeywords
+    from .health.sanic import Guard
     from .runtime import Runtime
     from .state import State
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.app")
 
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
+
+_TIMES = "Server-Timing"
 
 _POLICY = ", ".join(PolicyKeywords.__annotations__)
 
@@ -90,8 +95,10 @@ class Peewee(Extension):
             raise ConfigurationError(f"init_app() was called twice on {app!r}. Call it once for each application.")
         self.runtime.configure(app.config)
         if not installed:
-            app.__class__ = _scoped_class(type(app))
+            app.__class__ = _scoped_class(type(app), tells_times=False)
             app.signal("websocket.handler.before", priority=_FIRST)(_watch_websocket)
+        if self.runtime.options.server_timing:
+            app.__class__ = _scoped_class(type(app), tells_times=True)
         installed.append(self)
         # In each worker, never in a main_process hook: connections do not survive a fork.
         app.register_listener(self._start, "before_server_start", priority=_FIRST)
@@ -99,16 +106,42 @@ class Peewee(Extension):
         if self._decides_by_route():
             _watch_routing(app)
 
-    def blueprint(self, name: str = "peewee", **options: Any) -> Blueprint:
+    def blueprint(
+        self,
+        name: str = "peewee",
+        *,
+        health: bool | None = None,
+        guard: Guard | None = None,
+        probe_timeout: float | None = None,
+        **options: Any,
+    ) -> Blueprint:
         """Return a blueprint that installs everything in each application it is registered on.
 
-        Routes may be added to it; the scope is not theirs alone, it serves the whole application.
+        Routes may be added to it; the scope is not theirs alone, it serves the whole application. With ``health=True`` or a
+        `guard` it has the health endpoints, and may be registered where `init_app` was called already. ``/live`` and ``/ready``
+        are for everybody, and each says one word. ``/`` (the status page), ``/status``, ``/events``, ``/metrics`` and
+        ``/ready?verbose`` are for those whom `guard` lets in. None of them takes a connection from a pool.
 
         Args:
             name: of the blueprint.
+            health: whether to add the health endpoints; by default if there is a `guard`.
+            guard: a function of the `Request` that says who may see more, ``async`` or not; it may raise. None: nobody.
+            probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
             options: as Sanic's `Blueprint` takes them: ``url_prefix``, ``host``, ``version``…
+
+        Raises: `ConfigurationError` for a timeout that is not above 0, or a guard without the endpoints.
         """
-        return _ExtensionBlueprint(self, name, **options)
+        healthy = guard is not None if health is None else health
+        if guard is not None and not healthy:
+            raise ConfigurationError(
+                "blueprint(health=False, guard=...) contradict each other: there is nothing to guard."
+            )
+        blueprint = _ExtensionBlueprint(self, name, installs_again=not healthy, **options)
+        if healthy:
+            from .health.sanic import add_routes  # noqa: PLC0415 - for those who mount it
+
+            add_routes(blueprint, self, guard, probe_timeout)
+        return blueprint
 
     def policy(self, blueprint: Blueprint | BlueprintGroup, **options: Unpack[PolicyKeywords]) -> None:
         """Set options that hold for the routes of one blueprint or group, in place of the application's.
@@ -139,6 +172,10 @@ class Peewee(Extension):
         if known is None:
             blueprints = [own for own in app.blueprints.values() if any(each is route for each in own.routes)]
             names = [route.name, route.name.partition(".")[2], route.path, *(own.name for own in blueprints)]
+            if self.runtime.has_health:
+                from .health.sanic import MARK  # noqa: PLC0415 - it is mounted
+
+                names += [HEALTH] * hasattr(route.handler, MARK)
             given: dict[str, Any] = {}
             for own in (False, True):  # a group's first, so that its blueprints' own replace them
                 for target, options in self._policies:
@@ -160,15 +197,17 @@ class Peewee(Extension):
 
 
 class _ExtensionBlueprint(Blueprint):
-    __slots__ = ("_orm",)
+    __slots__ = ("_installs_again", "_orm")
 
-    def __init__(self, orm: Peewee, name: str, **options: Any) -> None:
+    def __init__(self, orm: Peewee, name: str, *, installs_again: bool, **options: Any) -> None:
         super().__init__(name, **options)
         self._orm = orm
+        self._installs_again = installs_again  # which is an error, and without endpoints there is no other purpose
 
     def register(self, app: Sanic[Any, Any], options: dict[str, Any]) -> None:
         super().register(app, options)  # type: ignore[no-untyped-call]
-        self._orm.init_app(app)
+        if self._installs_again or self._orm not in _installed(app):
+            self._orm.init_app(app)
 
 
 # -- requests -----------------------------------------------------------------------------------------------------------
@@ -179,37 +218,37 @@ class _Scoped:
 
     __slots__ = ()
 
+    _tells_times: bool
+
     async def handle_request(self, request: Request) -> None:
-        work = request.ctx.peewee = _Work(request)
+        part = _begin(request)
         try:
-            work.begin()
             await super().handle_request(request)  # type: ignore[misc]
         finally:
-            request.ctx.peewee = None
-            work.end()
+            _end(part)
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
-        if _work(request) is not None:
-            await super().handle_exception(request, exception, run_middleware)  # type: ignore[misc]
-            return
         # Sanic answers a malformed head, a timeout and a disconnect from outside `handle_request`.
-        work = request.ctx.peewee = _Work(request)
+        part = None if _part(request) is not None else _begin(request)
         try:
-            work.begin()
             await super().handle_exception(request, exception, run_middleware)  # type: ignore[misc]
         finally:
-            request.ctx.peewee = None
-            work.end()
+            _end(part)
 
 
 @functools.cache
-def _scoped_class(cls: Any) -> Any:
+def _scoped_class(cls: Any, *, tells_times: bool) -> Any:
+    mixins = () if issubclass(cls, _Scoped) else (_Scoped,)
     same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls)(cls.__name__, (_Scoped, cls), same)
+    return type(cls)(cls.__name__, (*mixins, cls), {**same, "_tells_times": tells_times})
 
 
 class _Part(Scope):
-    """What one `Peewee` does for a request: its scope, and the options that hold for it."""
+    """What one `Peewee` does for a request: its scope, and the options that hold for it.
+
+    An application may have several; the next one further out is the `parent`. The innermost stands where the response's first
+    byte must pass, and acts for all of them.
+    """
 
     # Not `Scope.__init__`: most requests query nothing, and pay for each call and each name.
     def __init__(self, request: Request, states: Sequence[State], parent: Scope | None, orm: Peewee) -> None:
@@ -221,48 +260,25 @@ class _Part(Scope):
         self.options = orm.runtime.options
         self.frames = {}
 
+    _send: Any = None  # what the stream would call without us
+
     @property
     def label(self) -> str:  # type: ignore[override]
         """What messages call it."""
         return f"request {self.request.method} {self.request.path}"
 
-
-class _Work:
-    """A request's scopes, one for each `Peewee` of the application, the innermost last."""
-
-    __slots__ = ("_parts", "_request", "_send", "_stream")
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._parts: list[_Part] = []
-        self._stream: Any = request.stream
-        self._send: Any = None
-
-    def begin(self) -> None:
-        """Open the scopes, and stand where the response's first byte must pass."""
-        request, stream = self._request, self._stream
-        app = request.app
-        outer: Scope | None = request.transport.scope.get(SCOPE_KEY) if app.asgi else None
-        for orm in app.ctx.peewee:
-            runtime = orm.runtime
-            if outer is None or not outer.has_all(runtime.states):
-                outer = _Part(request, runtime.states_beside(outer), outer, orm)
-                runtime.enter(outer)
-                self._parts.append(outer)
-        if hasattr(stream, "response_func"):  # HTTP/1.1, whose `send` is what `response_func` is at the time
-            self._send, stream.response_func = stream.response_func, self._first
-        elif stream is not None:
-            self._send, stream.send = stream.send, self._any
-
-    def end(self) -> None:
-        """Close the scopes; a `begin` that failed has opened some of them only."""
-        for part in reversed(self._parts):
-            part.owner.end(part)
+    @property
+    def parts(self) -> Iterator[_Part]:
+        """All of the request, from the innermost, which this is, outwards."""
+        part: Scope | None = self
+        while isinstance(part, _Part):
+            yield part
+            part = part.parent
 
     async def prepare(self, route: Route) -> None:
         """Connect eagerly and begin transactions, now that the route is known. Websockets have no transaction."""
-        request = self._request
-        for part in self._parts:
+        request = self.request
+        for part in reversed([*self.parts]):
             names, part.options = part.orm._options_of(request.app, route)
             if not route.extra.websocket:
                 runtime = part.owner
@@ -273,48 +289,102 @@ class _Work:
                 if eager or (atomic and part.options.connect is None):
                     await runtime.connect(part)
 
-    def release_early(self) -> None:
+    def release_idle(self) -> None:
         """Give back what is idle."""
-        for part in self._parts:
+        for part in self.parts:
             part.owner.release_early(part, part.options)
 
     async def _complete(self) -> None:
-        status = self._stream.response.status
-        for part in reversed(self._parts):
+        status = self.request.stream.response.status  # type: ignore[union-attr]
+        for part in self.parts:
             if not part.ended:  # else Sanic has cancelled the request and says so to the client
                 await part.owner.complete_async(part, status, part.options)
 
-    def _first(self, data: bytes, end_stream: bool) -> Awaitable[None]:
+    def first(self, data: bytes, end_stream: bool) -> Awaitable[None]:
         """Send the head of an HTTP/1.1 response, and of most all the rest."""
-        for part in self._parts:
-            if not (end_stream and part.untouched):
+        part: Scope | None = self
+        while isinstance(part, _Part):
+            if part.frames or part.atomic or not end_stream:
                 return self._first_of_more(data, end_stream)
+            part = part.parent
         sent: Awaitable[None] = self._send(data, end_stream)
         return sent
 
     async def _first_of_more(self, data: bytes, end_stream: bool) -> None:
         await self._complete()  # if a COMMIT fails, nothing has been sent and Sanic's exception handlers answer
         await self._send(data, end_stream)
-        stream = self._stream
+        stream: Any = self.request.stream
         if not end_stream and stream.response_func is not None and not stream.head_only:
             self._send, stream.response_func = stream.response_func, self._rest
 
     async def _rest(self, data: bytes, end_stream: bool) -> None:
         # Before, not after: a slow client makes the sending wait.
-        self.release_early()
+        self.release_idle()
         await self._send(data, end_stream)
 
-    async def _any(self, data: bytes, end_stream: bool) -> None:
+    async def any(self, data: bytes, end_stream: bool) -> None:
         """Send any part of an ASGI or HTTP/3 response."""
-        if self._stream.stage is Stage.HANDLER:
+        if self.request.stream.stage is Stage.HANDLER:  # type: ignore[union-attr]
             await self._complete()
         else:
-            self.release_early()
+            self.release_idle()
         await self._send(data, end_stream)
 
 
-def _work(request: Request) -> _Work | None:
-    return getattr(request.ctx, "peewee", None)
+def _begin(request: Request) -> _Part | None:
+    """Open the scopes, and stand where the response's first byte must pass; None if a scope around serves all databases."""
+    app: Any = request.app
+    stream: Any = request.stream
+    outer: Scope | None = request.transport.scope.get(SCOPE_KEY) if app.asgi else None
+    part: _Part | None = None
+    try:
+        for orm in app.ctx.peewee:
+            runtime = orm.runtime
+            if outer is None or not outer.has_all(runtime.states):
+                outer = part = _Part(request, runtime.states_beside(outer), outer, orm)
+                runtime.enter(part)
+    except BaseException:
+        _end(part)
+        raise
+    if part is None or stream is None:
+        return part
+    try:  # HTTP/1.1, whose `send` is what `response_func` is at the time
+        part._send, stream.response_func = stream.response_func, part.first
+    except AttributeError:
+        part._send, stream.send = stream.send, part.any
+    if app._tells_times:
+        part._send = functools.partial(_send_with_times, part, part._send)
+    return part
+
+
+def _end(part: Scope | None) -> None:
+    """Close the scopes of a request, from the innermost outwards."""
+    while isinstance(part, _Part):
+        part.owner.end(part)
+        part = part.parent
+
+
+def _part(request: Request) -> _Part | None:
+    """Return the innermost scope of a request that is being handled."""
+    scope = current_scope()
+    while scope is not None and not (isinstance(scope, _Part) and scope.request is request):
+        scope = scope.parent
+    return scope
+
+
+def _send_with_times(part: _Part, send: Any, data: bytes, end_stream: bool) -> Awaitable[None]:
+    """Send the head of a response that tells how long the request has queried."""
+    stream: Any = part.request.stream
+    response = stream.response
+    times = times_of(part) if response is not None else None
+    if times is not None:
+        # A response object may be used for several requests: what it said the last time goes.
+        others = [told for told in response.headers.getall(_TIMES, ()) if not told.startswith("db;dur=")]
+        response.headers.pop(_TIMES, None)
+        for told in (*others, times):
+            response.headers.add(_TIMES, told)
+    sent: Awaitable[None] = send(data, end_stream)
+    return sent
 
 
 def _watch_routing(app: Sanic[Any, Any]) -> None:
@@ -325,41 +395,41 @@ def _watch_routing(app: Sanic[Any, Any]) -> None:
 
 
 async def _route_found(request: Request, route: Route, **_: Any) -> None:
-    work = _work(request)
-    if work is not None:
-        await work.prepare(route)
+    part = _part(request)
+    if part is not None:
+        await part.prepare(route)
 
 
 async def _watch_websocket(request: Request, websocket: Any, **_: Any) -> None:
     """Between two messages a websocket holds no connection."""
-    work = _work(request)
-    if work is None:
+    part = _part(request)
+    if part is None:
         return
     for name in ("recv", "receive", "recv_burst", "send", "ping", "close"):
         method = getattr(websocket, name, None)
         if method is not None:
-            setattr(websocket, name, _releasing(work, method))
-    parts = getattr(websocket, "recv_streaming", None)
-    if parts is not None:
-        websocket.recv_streaming = _releasing_iterator(work, parts)
+            setattr(websocket, name, _releasing(part, method))
+    iterate = getattr(websocket, "recv_streaming", None)
+    if iterate is not None:
+        websocket.recv_streaming = _releasing_iterator(part, iterate)
 
 
-def _releasing(work: _Work, method: Any) -> Any:
+def _releasing(part: _Part, method: Any) -> Any:
     @functools.wraps(method)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        work.release_early()
+        part.release_idle()
         return await method(*args, **kwargs)
 
     return call
 
 
-def _releasing_iterator(work: _Work, method: Any) -> Any:
+def _releasing_iterator(part: _Part, method: Any) -> Any:
     @functools.wraps(method)
     async def iterate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        work.release_early()
-        async for part in method(*args, **kwargs):
-            yield part
-            work.release_early()
+        part.release_idle()
+        async for data in method(*args, **kwargs):
+            yield data
+            part.release_idle()
 
     return iterate
 
@@ -383,7 +453,15 @@ def _answer_errors(handler: ErrorHandler) -> None:
             return default(request, exception)
         # One line: Sanic renders a traceback for 0.1 seconds on the event loop, and an exhausted pool would exhaust that too.
         level = logging.WARNING if problem.status >= SERVER_ERROR.status else logging.INFO
-        logger.log(level, "%s %s: %s: %s", request.method, request.path, type(exception).__name__, exception)
+        logger.log(
+            level,
+            "%s %s: %s: %s",
+            request.method,
+            request.path,
+            type(exception).__name__,
+            exception,
+            extra={"request": f"request {request.method} {request.path}", "status": problem.status},
+        )
         kind = _KINDS.get(problem.status, SanicException)
         told = kind(problem.detail, headers=problem.headers, quiet=True)
         told.status_code = problem.status

@@ -10,13 +10,14 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import peewee
 
 from .background import background
 from .errors import ConfigurationError
-from .frame import Frames, current_frames
+from .frame import Frames, current_frames, native_thread, running_loop
 from .state import State, install
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from .frame import Frame
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
+
+
+# The scopes of `connection_scope`, jobs and phases; those of requests are in `Runtime.live`, at less cost. Weakly: a scope that
+# nobody ends must not keep its connection from being taken back.
+open_scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
 
 
 class Scope(Frames):
@@ -47,6 +53,10 @@ class Scope(Frames):
     """Whether it may sit there between two queries, its response having begun: `orm.run` then gives back at once."""
     served: tuple[Any, ...] = ()
     """Whose options hold for it already: the same adapter further in, or of a sub-application, must not do it again."""
+    tally: Any = None
+    """What it has queried, where an option asks for that; see queries.py."""
+    thread = 0
+    """The thread that opened it and is in it until its end, if nothing else tells who is; 0 where an event loop runs."""
     slot: Any = None
     """What `orm.run` keeps with the scope; see run.py."""
     label: str
@@ -67,6 +77,9 @@ class Scope(Frames):
         self.parent: Scope | None = parent
         self.owner = owner
         self.frames = {}
+        if running_loop() is None:
+            self.thread = native_thread()
+        open_scopes.add(self)
 
     @property
     def scope(self) -> Scope:
@@ -194,6 +207,8 @@ class Scope(Frames):
         Returns: what is still being given back on other threads, because this one runs an event loop.
         """
         self.ended = True
+        if self.tally is not None:
+            self.tally.close(self)
         if not self.frames:
             return []
         return [pending for frame in list(self.frames.values()) if (pending := frame.finish()) is not None]

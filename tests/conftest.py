@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import sys
 import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -24,7 +27,24 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if sys.version_info < (3, 13):
+        _serialise_parsing()
     config.addinivalue_line("markers", "leaves_threads(reason): the test may leave non-daemon threads behind; say why")
+
+
+def _serialise_parsing() -> None:
+    """Let one thread at a time parse: two at once can fail with SystemError (recursion depth mismatch), and pytest with it.
+
+    pytest parses to show a failure; so does the formatting of a traceback, in whatever thread of ours logs one.
+    """
+    parse, lock = ast.parse, threading.RLock()
+
+    @functools.wraps(parse)
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return parse(*args, **kwargs)
+
+    ast.parse = alone
 
 
 @pytest.fixture

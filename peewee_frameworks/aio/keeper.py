@@ -7,6 +7,7 @@ import contextvars
 import functools
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import peewee
@@ -17,9 +18,11 @@ from peewee_frameworks.errors import (
     PeeweeFrameworksError,
     PoolConnectTimeout,
     PoolTimeout,
+    TooManyWaiters,
     WrongEventLoop,
 )
 from peewee_frameworks.frame import current_frames
+from peewee_frameworks.pool.stats import Recorder
 
 from . import drivers
 from .loops import Home, name_of
@@ -27,7 +30,7 @@ from .loops import Home, name_of
 if TYPE_CHECKING:
     from .state import AsyncState
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.pool")
 
 # Seconds for closing a pool whose loop is shutting down: whoever waits for the loop's end waits for this.
 SHUTDOWN_SECONDS = 2.0
@@ -44,6 +47,8 @@ class PoolKeeper:
     def __init__(self, state: AsyncState) -> None:
         self._state = state
         self.home: Home | None = None
+        self.recorder = Recorder()
+        self.pending = 0  # callers that wait for a connection
         self._opening: asyncio.Task[Any] | None = None
         self._stop: asyncio.Future[None] | None = None
         self._sentinel: asyncio.Task[None] | None = None
@@ -53,6 +58,27 @@ class PoolKeeper:
 
         Raises: `PoolTimeout`, `PoolConnectTimeout`, `DatabaseUnavailable`, `WrongEventLoop`.
         """
+        started = time.monotonic()
+        self.pending += 1
+        try:
+            conn = await self._acquire()
+        except Exception as error:
+            if name := _counter(error):
+                self.recorder.count(name)
+            raise
+        finally:
+            self.pending -= 1
+        conn._taken = time.monotonic()
+        self.recorder.waited(conn._taken - started)
+        return conn
+
+    def returns(self, conn: Any) -> None:
+        """Note that a connection is not in use any more."""
+        taken, conn._taken = getattr(conn, "_taken", None), None
+        if taken is not None:
+            self.recorder.used((time.monotonic() - taken,))
+
+    async def _acquire(self) -> Any:
         database = self._state.database
         seconds = database._acquire_timeout
         pool = database._pool
@@ -201,7 +227,10 @@ class PoolKeeper:
                 "(`await db.close_pool()`), or give each loop a database of its own."
             )
         logger.warning(
-            "%s: the loop %s was closed without closing the pool; a new one is opened.", self._state.name, home.name
+            "%s: the loop %s was closed without closing the pool; a new one is opened.",
+            self._state.name,
+            home.name,
+            extra={"pool": self._state.name},
         )
         database = self._state.database
         pool, database._pool = database._pool, None
@@ -224,7 +253,11 @@ class PoolKeeper:
                 await state.settle()
                 await database._pool_close()
         except TimeoutError:
-            logger.warning("%s: connections were still in use when the pool was closed; they are cut off.", state.name)
+            logger.warning(
+                "%s: connections were still in use when the pool was closed; they are cut off.",
+                state.name,
+                extra={"pool": state.name},
+            )
             drivers.forsake(pool)
         except BaseException:
             drivers.forsake(pool)
@@ -243,3 +276,12 @@ class PoolKeeper:
         if database._pool is not None:
             _inherited.append((database._pool, self._stop, self._sentinel, self._opening))
         database._pool = self.home = self._stop = self._sentinel = self._opening = None
+
+
+def _counter(error: Exception) -> str | None:
+    """Name the counter of `PoolStats` for an error."""
+    if isinstance(error, PoolTimeout | PoolConnectTimeout):
+        return "timeouts"
+    if isinstance(error, TooManyWaiters):
+        return "refused"
+    return "connect_errors" if isinstance(error, DatabaseUnavailable) else None

@@ -2,7 +2,8 @@
 
 All cases run with each server on the first database of its line, so with each framework on two of the three databases. Those
 marked ``core`` run on the others of the line too, so with each framework on all three. Starting a server is what costs: this
-is what fits into a few minutes.
+is what fits into a few minutes. ``PEEWEE_FRAMEWORKS_CONTRACT=full`` (`make contract`) runs every case with every server on
+every database.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,14 @@ import pytest
 from tests.adapters.contract.applicability import ASYNC_PLACES, NOT_APPLICABLE, NOT_ASYNCHRONOUS, PLACES
 from tests.adapters.contract.served import Served, serve
 from tests.support.databases import ASYNC_DRIVERS, scratch
-from tests.support.servers import require_server
+from tests.support.servers import KINDS, require_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# Every case with every server on every database: see applicability.py.
+FULL = os.environ.get("PEEWEE_FRAMEWORKS_CONTRACT") == "full"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,12 +33,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = metafunc.function.__name__
     excepted = NOT_APPLICABLE.get(name, {})
     core = metafunc.definition.get_closest_marker("core") is not None
-    places = [PLACES] if name in NOT_ASYNCHRONOUS else [PLACES, ASYNC_PLACES]
     combinations = [
         (server, kind)
-        for table in places
+        for table, every in ((PLACES, KINDS), (ASYNC_PLACES, tuple(ASYNC_DRIVERS)))
+        if table is PLACES or name not in NOT_ASYNCHRONOUS
         for server, kinds in table.items()
-        for kind in (kinds if core else kinds[:1])
+        for kind in (every if FULL else kinds if core else kinds[:1])
         if server not in excepted and server.partition("-")[0] not in excepted
     ]
     ids = [f"{server}-{kind}" for server, kind in combinations]

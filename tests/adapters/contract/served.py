@@ -227,7 +227,9 @@ def serve(
     if other:
         environment |= {"CONTRACT_OTHER": url, "CONTRACT_CONNECT": "eager"}
     if name == "sanic-single":
-        environment["SANIC_USE_UVLOOP"] = "false"  # one of each framework's loops is asyncio's own, whose callbacks are judged
+        environment["SANIC_USE_UVLOOP"] = (
+            "false"  # one of each framework's loops is asyncio's own, whose callbacks are judged
+        )
     environment |= process.pop("env", {})
     with SERVERS[name](env=environment, **process) as server:
         served = Served(name, place, server, directory, work, is_async=driver is not None)
