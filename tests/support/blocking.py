@@ -1,10 +1,10 @@
 """A judge of event loops that says whose fault it is: nothing of this package keeps a loop from its work for 50 ms.
 
-asyncio's debug mode reports a callback that took long, whoever was to blame: a query that the application itself runs on the loop,
-a machine that gave the process no processor, threads that had the interpreter. This one times the same callbacks, and while
-one takes long it looks every few milliseconds at what the loop's thread is doing. Time counts against us if the thread is in our
-code, and either computes there (processor time counts, not the clock's), or stands still in one call while no thread of the
-process computes or wants a processor.
+asyncio's debug mode reports a callback that took long, whoever was to blame: a query that the application itself runs on the
+loop, a machine that gave the process no processor, threads that had the interpreter. This one times the same callbacks, and
+while one takes long it looks every few milliseconds at what the loop's thread is doing. Time counts against us if the thread is
+in our code, and either computes there (processor time counts, not the clock's), or stands still in one call while no thread of
+the process computes or wants a processor.
 
 It times what runs in asyncio's own loops; uvloop's callbacks are not Python's.
 """
