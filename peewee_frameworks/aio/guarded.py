@@ -165,6 +165,10 @@ class AsyncGuarded(Guarded):
         await frame.take()
         try:
             conn = await self._connected(frame)
+            breath = self._state.keeper.breath
+            if breath.is_due():
+                await breath.draw()
+                conn = await self._connected(frame)  # it may have been lost meanwhile
             with wrapping_errors:
                 return await frame.attempt(conn, conn.execute(sql, params))
         finally:

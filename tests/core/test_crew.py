@@ -205,6 +205,7 @@ def test_one_loop_after_another_and_a_closed_runner(make_runner, scopes):
     assert play(lambda: runner.run(scopes(1)[0], lambda: 2)) == 2
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own(make_runner, scopes):
     """Though a thread of the parent was in the middle of something."""
     runner = make_runner(threads=2)
