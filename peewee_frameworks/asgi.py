@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .http import Problem, problem_for
+from .queries import times_of
 from .runtime import Runtime
 from .scope import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
     from typing import Unpack
 
     from .config import Databases, OptionKeywords
@@ -54,8 +55,8 @@ class ScopeMiddleware:
     """Open a scope for each request and websocket; inside another adapter's, only for databases it does not have."""
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
-        """Wrap `app`, with the databases and options of `runtime`."""
-        self.app = app
+        """Wrap `app`, with the databases and options of `runtime`, which is configured."""
+        self.app = _telling_times(app) if runtime.options.server_timing else app
         self.runtime = runtime
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -78,6 +79,20 @@ class ScopeMiddleware:
             scope[SCOPE_KEY] = outer
 
 
+def _telling_times(app: ASGIApp) -> ASGIApp:
+    """Wrap `app`, inside the scope, to send a ``Server-Timing`` header."""
+
+    async def call(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        async def send_with_times(message: Message) -> None:
+            if message["type"] == "http.response.start" and (times := times_of(scope.get(SCOPE_KEY))) is not None:
+                message = {**message, "headers": [*message.get("headers", ()), (b"server-timing", times.encode())]}
+            await send(message)
+
+        await app(scope, receive, send_with_times)
+
+    return call
+
+
 class CommitFailed(Exception):
     """Carries the error of a COMMIT through the application's own handlers, which believe the response has started."""
 
@@ -90,7 +105,7 @@ class RequestMiddleware:
         app: ASGIApp,
         runtime: Runtime,
         request_class: Callable[[Any], Any] | None = None,
-        names: Callable[[Any], Iterable[str]] | None = None,
+        names: Callable[[Any], Collection[str]] | None = None,
     ) -> None:
         """Wrap `app`.
 
@@ -177,7 +192,9 @@ class RequestMiddleware:
 
     async def _prepare(self, work: Scope, scope: MutableMapping[str, Any]) -> None:
         request = scope if self.request_class is None else self.request_class(scope)
-        names = (scope["path"],) if self.names is None or not self.runtime.options.exclude else self.names(scope)
+        # To find the route is work that only some need.
+        known = self.names is None or not (self.runtime.options.exclude or self.runtime.has_health)
+        names = (scope["path"],) if known else self.names(scope)  # type: ignore[misc]
         eager, atomic = self.runtime.policy(request, names)
         if atomic:
             await self.runtime.set_atomic(work)

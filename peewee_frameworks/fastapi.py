@@ -28,8 +28,11 @@ from .scope import complete
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from fastapi import APIRouter
+    from fastapi.params import Depends
     from starlette.applications import Starlette
 
+    from .health.starlette import Guard
     from .scope import Scope
 
 _DETAIL = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
@@ -94,6 +97,25 @@ class Peewee(starlette.Peewee):
             await complete(work, error)
             raise
         await complete(work)
+
+    def router(
+        self, *, guard: Guard | Depends | None = None, probe_timeout: float | None = None, **options: Any
+    ) -> APIRouter:
+        """Return the health endpoints as a router, for ``app.include_router(orm.router(prefix="/db", guard=...))``.
+
+        They are those of `app`, and not in the OpenAPI schema.
+
+        Args:
+            guard: who may see more than ``/live`` and ``/ready``: ``Depends(...)`` on a dependency that raises
+                `HTTPException` for the others (or returns False), or a function of the `Request`. None: nobody.
+            probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
+            options: as `APIRouter` takes them: ``prefix``, ``tags``, ``dependencies``…
+
+        Raises: `ConfigurationError` for a timeout that is not above 0.
+        """
+        from .health import fastapi as health  # noqa: PLC0415 - for those who mount it
+
+        return health.make_router(self, guard, probe_timeout, options)
 
     @property
     def responses(self) -> dict[int | str, dict[str, Any]]:

@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Unpack
 
-    from flask import Flask
+    from flask import Blueprint, Flask
 
     from .config import Databases, OptionKeywords
+    from .health.flask import Guard
     from .runtime import Runtime
 
 _Args = ParamSpec("_Args")
@@ -135,6 +136,31 @@ class Peewee(Extension):
                 if error not in handlers:
                     app.register_error_handler(error, _answer)
 
+    def blueprint(
+        self,
+        name: str = "peewee_health",
+        *,
+        guard: Guard | None = None,
+        probe_timeout: float | None = None,
+        **options: Any,
+    ) -> Blueprint:
+        """Return the health endpoints, for ``app.register_blueprint(orm.blueprint(url_prefix="/db", guard=...))``.
+
+        ``/live`` and ``/ready`` are for everybody, and each says one word. ``/`` (the status page), ``/status``, ``/events``,
+        ``/metrics`` and ``/ready?verbose`` are for those whom `guard` lets in. None of them takes a connection from a pool.
+
+        Args:
+            name: of the blueprint.
+            guard: a function of `flask.request` that says who may see more, ``async`` or not; it may `abort`. None: nobody.
+            probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
+            options: as Flask's `Blueprint` takes them: ``url_prefix``, ``subdomain``…
+
+        Raises: `ConfigurationError` for a timeout that is not above 0.
+        """
+        from .health import flask as health  # noqa: PLC0415 - for those who mount it
+
+        return health.make_blueprint(self, name, guard, probe_timeout, options)
+
     # -- requests -------------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
@@ -143,6 +169,8 @@ class Peewee(Extension):
             return
         work = self._work()
         if work is None:
+            return
+        if self.runtime.has_health and self._is_for_health():
             return
         names = (request.path, request.endpoint or "", *request.blueprints)
         if not self._start.done and not self.runtime.options.excludes(request, names):
@@ -154,6 +182,12 @@ class Peewee(Extension):
             request.environ[self._atomic_key] = True
         if eager:
             work.connect()
+
+    @staticmethod
+    def _is_for_health() -> bool:
+        from .health.flask import MARK  # noqa: PLC0415 - it is mounted
+
+        return hasattr(current_app.view_functions.get(request.endpoint or ""), MARK)
 
     def _end_transaction(self, response: Response) -> Response:
         """Commit, after all after-request functions; a COMMIT that fails is an exception like one from the view."""

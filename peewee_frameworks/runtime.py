@@ -23,15 +23,18 @@ from .config import DEFAULT_ALIAS, Options, open_databases, resolve
 from .errors import ConfigurationError, DatabaseUnavailable
 from .frame import current_frames
 from .guarded import GuardedProxy
+from .queries import count_queries
 from .run import Queue, Runner
 from .schema import create_tables
 from .scope import Scope, connection_scope, current_scope
 from .state import State, display_name, install, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-logger = logging.getLogger("peewee_frameworks")
+    from .leaks import LeakWatch
+
+logger = logging.getLogger("peewee_frameworks.app")
 
 _Result = TypeVar("_Result")
 
@@ -39,6 +42,10 @@ DEFAULT_RUN_THREADS = 32
 DEFAULT_RUN_TIMEOUT = 30.0
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # where the worker processes of an application share their metrics
+
+
+# Among the names of a request: it is for the health endpoints, which want no connection and no transaction.
+HEALTH = "peewee_frameworks.health"
 
 
 class ErrorStatus(Exception):  # never shown: it tells the transaction why
@@ -92,8 +99,13 @@ class Runtime:
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
         self._drained: Callable[[], object] | None = None
+        self._leaks: LeakWatch | None = None
         # Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request.
         self.has_policy = False
+        # Whether health endpoints are mounted somewhere: `policy` must be told which requests are theirs.
+        self.has_health = False
+        # Whether the last application has been told to stop: streams of events end, and no traffic should come.
+        self.ending = False
         # Whether connections go back at the first byte of a response.
         self.releases_early = True
         self._complete = False  # the state of each database is known
@@ -169,8 +181,23 @@ class Runtime:
 
     def _install(self, states: list[State]) -> None:
         self._states = states
+        self._observe(states)
         self._complete = len(states) == len(self.databases)
         self.has_policy = self._find_policy()
+
+    def _observe(self, states: list[State]) -> None:
+        """Put into the databases what the options ask to be known; where they ask nothing, nothing is in the way."""
+        options = self.options
+        if options.leak_threshold is not None:
+            if self._leaks is None:
+                from .leaks import LeakWatch  # noqa: PLC0415 - it imports our pool, which not every application uses
+
+                self._leaks = LeakWatch(options.leak_threshold, stacks=options.leak_stacks)
+            for state in states:
+                self._leaks.add(state)
+        if options.server_timing or options.query_budget is not None:
+            for state in states:
+                count_queries(state)
 
     def _find_policy(self) -> bool:
         options = self.options
@@ -217,7 +244,7 @@ class Runtime:
     def end(self, scope: Scope) -> None:
         """Finish a scope and leave it. Idempotent; never raises, never blocks an event loop."""
         scope.ended = True
-        if scope.frames:  # most requests that query nothing have nothing to finish
+        if scope.frames or scope.tally is not None:  # most requests that query nothing have nothing to finish
             scope.finish()
         self.live.discard(scope)
         if self._drained is not None and not self.live:
@@ -249,14 +276,17 @@ class Runtime:
             scope = parent
         return scope
 
-    def policy(self, request: Any, names: Iterable[str], options: Options | None = None) -> tuple[bool, bool]:
+    def policy(self, request: Any, names: Collection[str], options: Options | None = None) -> tuple[bool, bool]:
         """Decide for a request: (connect eagerly?, atomic?).
 
         Args:
             request: the framework's request, for predicates.
-            names: what `exclude` patterns are matched against: path, endpoint, route and blueprint names.
+            names: what `exclude` patterns are matched against: path, endpoint, route and blueprint names; `HEALTH` among them
+                if the request is for the health endpoints.
             options: those of a part of the application (a blueprint), here and below; None is the application's own.
         """
+        if self.has_health and HEALTH in names:
+            return False, False
         options = options or self.options
         eager = options.connect == "eager" or (
             options.connect is None and not all(state.database.autoconnect for state in self._states)
@@ -386,6 +416,7 @@ class Runtime:
     def _check_start(self) -> None:
         states = self.states
         self._check_models()
+        self.ending = False
         for state in states:
             database = state.database
             if database.deferred:
@@ -438,7 +469,7 @@ class Runtime:
         )
         if self.options.check == "fail":
             raise DatabaseUnavailable(message) from error
-        logger.warning("%s", message)
+        logger.warning("%s", message, extra={"database": state.name})
 
     def stop(self) -> None:
         """Wait for the units of work in flight, then close the pools. Blocks for `close_timeout` seconds at most."""
@@ -505,7 +536,7 @@ class Runtime:
             multiprocess.end(self)
 
     async def _leave_async(self, state: State) -> None:
-        if not state.is_async:
+        if not state.is_async:  # an asynchronous probe keeps no connection
             await asyncio.wrap_future(background.submit(lambda: _leave(state)))
             return
         state.users -= 1
@@ -514,7 +545,8 @@ class Runtime:
 
     def _is_last_stop(self) -> bool:
         self._running -= 1
-        return self._running <= 0
+        self.ending = self._running <= 0
+        return self.ending
 
     def _to_leave(self) -> list[State]:
         """Return the databases to be closed at the end, the last opened first."""
@@ -523,6 +555,7 @@ class Runtime:
                 "%d units of work were still running when the application stopped: %s",
                 len(self.live),
                 ", ".join(sorted(scope.label for scope in list(self.live))[:10]),
+                extra={"requests": len(self.live)},
             )
         if self._runner is not None:
             self._runner.close()
@@ -538,6 +571,8 @@ def _leave(state: State) -> None:
     if state.users == 0:  # another application of this process may use the same database
         if state.runner is not None:
             state.runner.close()
+        if state.probe is not None:
+            state.probe.close()
         _close_pool(state.database)
 
 

@@ -28,6 +28,8 @@ from .config import Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import SERVER_ERROR, problem_for
+from .queries import times_of
+from .runtime import HEALTH
 from .scope import Scope, current_scope
 
 if TYPE_CHECKING:
@@ -40,13 +42,16 @@ if TYPE_CHECKING:
     from sanic_routing import Route
 
     from .config import Databases, OptionKeywords
+    from .health.sanic import Guard
     from .runtime import Runtime
     from .state import State
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.app")
 
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
+
+_TIMES = "Server-Timing"
 
 _POLICY = ", ".join(PolicyKeywords.__annotations__)
 
@@ -90,8 +95,10 @@ class Peewee(Extension):
             raise ConfigurationError(f"init_app() was called twice on {app!r}. Call it once for each application.")
         self.runtime.configure(app.config)
         if not installed:
-            app.__class__ = _scoped_class(type(app))
+            app.__class__ = _scoped_class(type(app), tells_times=False)
             app.signal("websocket.handler.before", priority=_FIRST)(_watch_websocket)
+        if self.runtime.options.server_timing:
+            app.__class__ = _scoped_class(type(app), tells_times=True)
         installed.append(self)
         # In each worker, never in a main_process hook: connections do not survive a fork.
         app.register_listener(self._start, "before_server_start", priority=_FIRST)
@@ -99,16 +106,42 @@ class Peewee(Extension):
         if self._decides_by_route():
             _watch_routing(app)
 
-    def blueprint(self, name: str = "peewee", **options: Any) -> Blueprint:
+    def blueprint(
+        self,
+        name: str = "peewee",
+        *,
+        health: bool | None = None,
+        guard: Guard | None = None,
+        probe_timeout: float | None = None,
+        **options: Any,
+    ) -> Blueprint:
         """Return a blueprint that installs everything in each application it is registered on.
 
-        Routes may be added to it; the scope is not theirs alone, it serves the whole application.
+        Routes may be added to it; the scope is not theirs alone, it serves the whole application. With ``health=True`` or a
+        `guard` it has the health endpoints, and may be registered where `init_app` was called already. ``/live`` and ``/ready``
+        are for everybody, and each says one word. ``/`` (the status page), ``/status``, ``/events``, ``/metrics`` and
+        ``/ready?verbose`` are for those whom `guard` lets in. None of them takes a connection from a pool.
 
         Args:
             name: of the blueprint.
+            health: whether to add the health endpoints; by default if there is a `guard`.
+            guard: a function of the `Request` that says who may see more, ``async`` or not; it may raise. None: nobody.
+            probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
             options: as Sanic's `Blueprint` takes them: ``url_prefix``, ``host``, ``version``…
+
+        Raises: `ConfigurationError` for a timeout that is not above 0, or a guard without the endpoints.
         """
-        return _ExtensionBlueprint(self, name, **options)
+        healthy = guard is not None if health is None else health
+        if guard is not None and not healthy:
+            raise ConfigurationError(
+                "blueprint(health=False, guard=...) contradict each other: there is nothing to guard."
+            )
+        blueprint = _ExtensionBlueprint(self, name, installs_again=not healthy, **options)
+        if healthy:
+            from .health.sanic import add_routes  # noqa: PLC0415 - for those who mount it
+
+            add_routes(blueprint, self, guard, probe_timeout)
+        return blueprint
 
     def policy(self, blueprint: Blueprint | BlueprintGroup, **options: Unpack[PolicyKeywords]) -> None:
         """Set options that hold for the routes of one blueprint or group, in place of the application's.
@@ -139,6 +172,10 @@ class Peewee(Extension):
         if known is None:
             blueprints = [own for own in app.blueprints.values() if any(each is route for each in own.routes)]
             names = [route.name, route.name.partition(".")[2], route.path, *(own.name for own in blueprints)]
+            if self.runtime.has_health:
+                from .health.sanic import MARK  # noqa: PLC0415 - it is mounted
+
+                names += [HEALTH] * hasattr(route.handler, MARK)
             given: dict[str, Any] = {}
             for own in (False, True):  # a group's first, so that its blueprints' own replace them
                 for target, options in self._policies:
@@ -160,15 +197,17 @@ class Peewee(Extension):
 
 
 class _ExtensionBlueprint(Blueprint):
-    __slots__ = ("_orm",)
+    __slots__ = ("_installs_again", "_orm")
 
-    def __init__(self, orm: Peewee, name: str, **options: Any) -> None:
+    def __init__(self, orm: Peewee, name: str, *, installs_again: bool, **options: Any) -> None:
         super().__init__(name, **options)
         self._orm = orm
+        self._installs_again = installs_again  # which is an error, and without endpoints there is no other purpose
 
     def register(self, app: Sanic[Any, Any], options: dict[str, Any]) -> None:
         super().register(app, options)  # type: ignore[no-untyped-call]
-        self._orm.init_app(app)
+        if self._installs_again or self._orm not in _installed(app):
+            self._orm.init_app(app)
 
 
 # -- requests -----------------------------------------------------------------------------------------------------------
@@ -178,6 +217,8 @@ class _Scoped:
     """Mixed into the class of an application that has a `Peewee`."""
 
     __slots__ = ()
+
+    _tells_times: bool
 
     async def handle_request(self, request: Request) -> None:
         part = _begin(request)
@@ -196,9 +237,10 @@ class _Scoped:
 
 
 @functools.cache
-def _scoped_class(cls: Any) -> Any:
+def _scoped_class(cls: Any, *, tells_times: bool) -> Any:
+    mixins = () if issubclass(cls, _Scoped) else (_Scoped,)
     same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls)(cls.__name__, (_Scoped, cls), same)
+    return type(cls)(cls.__name__, (*mixins, cls), {**same, "_tells_times": tells_times})
 
 
 class _Part(Scope):
@@ -291,7 +333,7 @@ class _Part(Scope):
 
 def _begin(request: Request) -> _Part | None:
     """Open the scopes, and stand where the response's first byte must pass; None if a scope around serves all databases."""
-    app = request.app
+    app: Any = request.app
     stream: Any = request.stream
     outer: Scope | None = request.transport.scope.get(SCOPE_KEY) if app.asgi else None
     part: _Part | None = None
@@ -310,6 +352,8 @@ def _begin(request: Request) -> _Part | None:
         part._send, stream.response_func = stream.response_func, part.first
     except AttributeError:
         part._send, stream.send = stream.send, part.any
+    if app._tells_times:
+        part._send = functools.partial(_send_with_times, part, part._send)
     return part
 
 
@@ -326,6 +370,21 @@ def _part(request: Request) -> _Part | None:
     while scope is not None and not (isinstance(scope, _Part) and scope.request is request):
         scope = scope.parent
     return scope
+
+
+def _send_with_times(part: _Part, send: Any, data: bytes, end_stream: bool) -> Awaitable[None]:
+    """Send the head of a response that tells how long the request has queried."""
+    stream: Any = part.request.stream
+    response = stream.response
+    times = times_of(part) if response is not None else None
+    if times is not None:
+        # A response object may be used for several requests: what it said the last time goes.
+        others = [told for told in response.headers.getall(_TIMES, ()) if not told.startswith("db;dur=")]
+        response.headers.pop(_TIMES, None)
+        for told in (*others, times):
+            response.headers.add(_TIMES, told)
+    sent: Awaitable[None] = send(data, end_stream)
+    return sent
 
 
 def _watch_routing(app: Sanic[Any, Any]) -> None:
@@ -394,7 +453,15 @@ def _answer_errors(handler: ErrorHandler) -> None:
             return default(request, exception)
         # One line: Sanic renders a traceback for 0.1 seconds on the event loop, and an exhausted pool would exhaust that too.
         level = logging.WARNING if problem.status >= SERVER_ERROR.status else logging.INFO
-        logger.log(level, "%s %s: %s: %s", request.method, request.path, type(exception).__name__, exception)
+        logger.log(
+            level,
+            "%s %s: %s: %s",
+            request.method,
+            request.path,
+            type(exception).__name__,
+            exception,
+            extra={"request": f"request {request.method} {request.path}", "status": problem.status},
+        )
         kind = _KINDS.get(problem.status, SanicException)
         told = kind(problem.detail, headers=problem.headers, quiet=True)
         told.status_code = problem.status

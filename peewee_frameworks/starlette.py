@@ -30,6 +30,7 @@ from .asgi import LifespanMiddleware, RequestMiddleware, ScopeMiddleware
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import HANDLED, problem_for
+from .runtime import HEALTH
 from .waiting import Lender
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Lifespan, Scope
 
+    from .health.starlette import Guard
     from .runtime import Runtime
 
 
@@ -108,6 +110,23 @@ class Peewee(Extension):
 
         return lifespan
 
+    def app(self, *, guard: Guard | None = None, probe_timeout: float | None = None) -> ASGIApp:
+        """Return the health endpoints, for ``Mount("/db", orm.app(guard=...))``.
+
+        ``/live`` and ``/ready`` are for everybody, and each says one word. ``/`` (the status page), ``/status``, ``/events``,
+        ``/metrics`` and ``/ready?verbose`` are for those whom `guard` lets in. None of them takes a connection from a pool.
+
+        Args:
+            guard: a function of the `Request` that says who may see more, ``async`` or not; it may raise `HTTPException`. None:
+                nobody.
+            probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
+
+        Raises: `ConfigurationError` for a timeout that is not above 0.
+        """
+        from .health import starlette as health  # noqa: PLC0415 - for those who mount it
+
+        return health.make_app(self, guard, probe_timeout)
+
     def _configure(self) -> None:
         if not self.runtime.configured:
             self.runtime.configure()
@@ -117,7 +136,16 @@ class Peewee(Extension):
         return ScopeMiddleware(self._requests(app), self.runtime)
 
     def _requests(self, app: ASGIApp) -> ASGIApp:
-        return RequestMiddleware(app, self.runtime, Request, _names)
+        return RequestMiddleware(app, self.runtime, Request, self._names)
+
+    def _names(self, scope: Scope) -> list[str]:
+        names = _names(scope) if self.runtime.options.exclude else [scope["path"]]
+        if self.runtime.has_health:
+            from .health import starlette as health  # noqa: PLC0415 - it is mounted
+
+            if health.is_for_it(scope, _routes):
+                names.append(HEALTH)
+        return names
 
     def _around(self, stack: ASGIApp) -> ASGIApp:
         """Put the scope around a middleware stack, so that handlers for 500 run in it, and the rest just inside them.

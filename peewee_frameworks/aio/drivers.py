@@ -6,12 +6,14 @@ Each function takes pwasyncio's wrapper of a connection, or the driver's own poo
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import TYPE_CHECKING, Any
 
 from playhouse import pwasyncio
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import AsyncIterator
 
 
 def abandon(conn: Any) -> asyncio.Future[Any] | None:
@@ -64,3 +66,32 @@ def forsake(pool: Any) -> None:
         else:
             for raw in list(pool._pool):
                 raw.pgconn.finish()
+
+
+@contextlib.asynccontextmanager
+async def beside(database: Any, timeout: float) -> AsyncIterator[Any]:
+    """Give a connection beside a database's pool: the only one of a pool that opens and closes with it.
+
+    Raises: what connecting raises; one that was cut short leaves nothing behind.
+    """
+    twin = copy.copy(database)
+    twin._pool_size = twin._pool_min_size = 1
+    twin._acquire_timeout = timeout
+    if hasattr(twin, "pool_options"):  # psycopg's own pool connects in tasks of its own, and retries
+        conn = await twin.connect_beside()
+        pool = None
+    else:
+        pool = twin._pool = await twin._create_pool_async()
+        conn = await twin._pool_acquire(pool)
+    try:
+        yield conn
+        if isinstance(conn, pwasyncio.AsyncMySQLConnection):
+            await conn.conn.ensure_closed()
+        else:
+            await conn.close()
+    except BaseException:
+        abandon(conn)
+        raise
+    finally:
+        if pool is not None:
+            forsake(pool)

@@ -220,6 +220,11 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         await pool.open(wait=self._wait_for_minimum, timeout=self._acquire_timeout)
         return pool
 
+    async def connect_beside(self) -> AsyncPsycopgConnection:
+        """Open a connection beside the pool; the caller closes it."""
+        conninfo, arguments = self._connection_arguments()
+        return AsyncPsycopgConnection(await psycopg.AsyncConnection.connect(conninfo, **arguments), set())
+
     async def _pool_acquire(self, pool: Any) -> Any:
         try:
             raw = await pool.getconn()

@@ -522,6 +522,8 @@ class Engine:
                 entry.renew_at = now + lifetime * random.uniform(0.7, 0.9)  # noqa: S311
             if entry.generation != self.generation or self.closed:
                 self.retire(entry, "opened before: " + (self.generation_reason or "the pool is closed"), turn)
+            elif len(self.entries) - len(self.connecting) - len(self.closing) > self.max:
+                self.retire(entry, "the pool was made smaller", turn)
             else:
                 self.idle.append(entry)
                 self._replace(now, turn)

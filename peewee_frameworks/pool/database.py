@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from typing import TYPE_CHECKING, Any
 
 import peewee as typed_peewee
@@ -18,12 +19,16 @@ from .pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .leaks import Suspect
+
 peewee: Any = typed_peewee  # its stubs do not know what a pool has to override
 
 __all__ = ["PooledDatabase", "PooledMySQLDatabase", "PooledPostgresqlDatabase", "PooledSqliteDatabase"]
 
 # ``connect_timeout`` is a driver's argument too: it goes there, and the pool follows it.
 _OWN_OPTIONS = OPTION_NAMES - {"max_connections", "stale_timeout", "timeout", "connect_timeout"}
+# Arguments of libpq and of MySQL Connector that are spelled almost like an option of the pool.
+_ALIKE = frozenset({"keepalives", "connection_timeout"})
 _LIVE = frozenset({"password", "passwd", "user", "host", "port", "dsn", "conninfo"})
 
 
@@ -60,6 +65,7 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
             prepare=self._prepare_connection,
             on_fork=self._forget_connection,
         )
+        self._pool.describe = self._describe_holders
         # Not playhouse's own __init__: it would make locks now, perhaps before a monkey patch.
         super(playhouse_pool.PooledDatabase, self).__init__(database, **kwargs)
 
@@ -75,6 +81,11 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
         options = {name: kwargs.pop(name) for name in _OWN_OPTIONS & kwargs.keys()}
         given = {"max_connections": max_connections, "stale_timeout": stale_timeout, "timeout": timeout}
         options.update({name: value for name, value in given.items() if value is not None})
+        _refuse_typos(kwargs)
+        if "connect_timeout" in kwargs:  # the driver's too; the text of an environment variable is not what it takes
+            kwargs["connect_timeout"] = _number("connect_timeout", kwargs["connect_timeout"])
+            if kwargs["connect_timeout"] is None:
+                del kwargs["connect_timeout"]
         super(playhouse_pool.PooledDatabase, self).init(database, **kwargs)
         if any(callable(self.connect_params.get(name)) for name in _LIVE):
             self.connect_params = _LiveParams(self.connect_params)
@@ -101,6 +112,8 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
     # -- what the pool calls ------------------------------------------------------------------------------------
 
     def _open_connection(self) -> Any:
+        if self.deferred:
+            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
         return super(playhouse_pool.PooledDatabase, self)._connect()
 
     def _prepare_connection(self, conn: Any) -> None:
@@ -110,6 +123,11 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
 
     def _forget_connection(self) -> None:
         self._state.reset()
+
+    def _describe_holders(self, conns: list[Any]) -> Mapping[int, Suspect]:
+        from peewee_frameworks.holders import describe  # noqa: PLC0415 - nobody needs it before the first leak
+
+        return describe(self._state, conns)
 
     # -- what Peewee calls --------------------------------------------------------------------------------------
 
@@ -242,6 +260,8 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
             return
         if isinstance(error, Exception):
             self._pool.note_error(state.conn, error)
+            if (explained := self._pool.taken_back(state.conn)) is not None:
+                raise explained from error
         else:  # Ctrl-C, a timeout of gevent: the answer may still be under way, and would be the next user's
             self._pool.doom(state.conn, "a statement was interrupted")
 
@@ -277,10 +297,14 @@ class _PooledMySQLDatabase(PooledDatabase):
     def _open_connection(self) -> Any:
         opener: Any = super(playhouse_pool.PooledDatabase, self)._connect
         driver: Any = peewee.mysql
-        if opener.__func__ is peewee.MySQLDatabase._connect and getattr(driver, "__name__", "") == "pymysql":
+        if (
+            not self.deferred
+            and opener.__func__ is peewee.MySQLDatabase._connect
+            and getattr(driver, "__name__", "") == "pymysql"
+        ):
             connection = pymysql_connection_class()
             return connection(database=self.database, autocommit=True, **self.connect_params)
-        return opener()
+        return super()._open_connection()
 
 
 class PooledMySQLDatabase(_PooledMySQLDatabase, peewee.MySQLDatabase):
@@ -290,10 +314,15 @@ class PooledMySQLDatabase(_PooledMySQLDatabase, peewee.MySQLDatabase):
 class _PooledPostgresqlDatabase(PooledDatabase):
     def init(self, database: Any, *args: Any, **kwargs: Any) -> None:
         """See `PooledDatabase.init`; libpq is told the pool's default ``connect_timeout``, having none of its own."""
+        if "password=" in str(database) and "://" not in str(database):
+            raise ConfigurationError(
+                "Peewee takes the database for its name, and PostgreSQL would quote it, password included, as one that does "
+                "not exist. Use a URL, postgresql://user@host/name, or keywords: PooledPostgresqlDatabase('name', host=…)."
+            )
         super().init(database, *args, **kwargs)
         described = f"{database} {self.connect_params.get('dsn', '')} {self.connect_params.get('conninfo', '')}"
-        if "connect_timeout" not in described:
-            self.connect_params.setdefault("connect_timeout", int(self._pool.options.connect_timeout))
+        if "connect_timeout" not in described and "connect_timeout" not in self.connect_params:
+            self.connect_params["connect_timeout"] = int(self._pool.options.connect_timeout)
 
 
 class PooledPostgresqlDatabase(_PooledPostgresqlDatabase, peewee.PostgresqlDatabase):
@@ -302,14 +331,16 @@ class PooledPostgresqlDatabase(_PooledPostgresqlDatabase, peewee.PostgresqlDatab
 
 class _PooledSqliteDatabase(PooledDatabase):
     def init(self, database: Any, *args: Any, **kwargs: Any) -> None:
-        """See `PooledDatabase.init`; a pooled connection moves between threads, and ``:memory:`` is one connection."""
+        """See `PooledDatabase.init`; a pooled connection moves between threads, and ``:memory:`` is one that never ages."""
         if kwargs.setdefault("check_same_thread", False):
             raise ConfigurationError(
                 "check_same_thread=True binds a connection to one thread, but a pool hands it to others. Remove it."
             )
+        limits = {"connect_timeout": kwargs.pop("connect_timeout")} if "connect_timeout" in kwargs else {}
         super().init(database, *args, **kwargs)
-        if database is not None and str(database) in ("", ":memory:"):
-            self._configure_pool({"max_connections": 1})
+        if database is not None and _is_private(str(database)):
+            limits.update(max_connections=1, stale_timeout=None, idle_timeout=None)
+        self._configure_pool(limits)
 
 
 class PooledSqliteDatabase(_PooledSqliteDatabase, peewee.SqliteDatabase):
@@ -327,11 +358,29 @@ class _LiveParams(dict[str, Any]):
         return iter(list(super().keys()))
 
 
+def _refuse_typos(arguments: Mapping[str, Any]) -> None:
+    """Refuse what is all but the name of an option: the driver would get it, and complain when it first connects."""
+    for name in arguments.keys() - OPTION_NAMES - _ALIKE:
+        if close := difflib.get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.85):
+            raise ConfigurationError(f"Unknown option {name}. Did you mean {close[0]}?")
+
+
+def _is_private(database: str) -> bool:
+    """Say whether each connection to an SQLite database would have one of its own, which ends with it."""
+    if database.startswith("file:"):
+        return "cache=shared" not in database and ("mode=memory" in database or database.startswith("file::memory:"))
+    return database in ("", ":memory:")
+
+
 def _number(name: str, value: Any) -> Any:
-    if not isinstance(value, str) or name in ("pool_name", "on_connect_error"):
+    if not isinstance(value, str) or name in ("pool_name", "on_connect_error", "lifo"):
         return value
     try:
-        return float(value) if "." in value else int(value)
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        return float(value)
     except ValueError:
         raise ConfigurationError(f"{name} must be a number, not {value!r}.") from None
 

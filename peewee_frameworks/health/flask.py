@@ -1,0 +1,73 @@
+"""The health endpoints as a blueprint of Flask."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flask import Blueprint, Response, current_app, request
+
+from . import EVENTS_HEADERS, NAMES, Answer, Health, wants_guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flask import Request
+
+    from peewee_frameworks.extension import Extension
+
+Guard = Callable[["Request"], Any]
+
+MARK = "_peewee_frameworks_health"
+
+MOST_STREAMS = 4
+"""Streams of events that one process serves at a time: each keeps a thread. Pages beyond that ask once a second instead."""
+
+
+def make_blueprint(
+    orm: Extension, name: str, guard: Guard | None, timeout: float | None, options: dict[str, Any]
+) -> Blueprint:
+    """Make the blueprint."""
+    health = Health(orm, timeout)
+    orm.runtime.has_health = True
+    blueprint = Blueprint(name, __name__, **options)
+    streams = threading.Semaphore(MOST_STREAMS)  # nobody ever waits for it, so a patch that comes later does not matter
+    for each in NAMES:
+        blueprint.add_url_rule(f"/{each}", each or "page", _make_view(health, each, guard, streams))
+    return blueprint
+
+
+def _make_view(health: Health, name: str, guard: Guard | None, streams: threading.Semaphore) -> Callable[[], Response]:
+    def view() -> Response:
+        if wants_guard(name, request.args) and not (guard and current_app.ensure_sync(guard)(request)):
+            return _respond(health.refused(guarded=guard is not None))
+        if name != "events":
+            return _respond(health.answer(name, request.args))
+        # A worker with one thread would serve nothing else meanwhile.
+        if not request.environ.get("wsgi.multithread") or not streams.acquire(blocking=False):
+            return Response(status=204)  # which tells the page to ask by itself
+        return Response(_Events(health.events(request.headers.get("Last-Event-ID")), streams), headers=EVENTS_HEADERS)
+
+    setattr(view, MARK, True)
+    return view
+
+
+def _respond(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, answer.headers, content_type=answer.content_type)
+
+
+class _Events:
+    """A stream that gives its place back when it ends, though it was never begun."""
+
+    def __init__(self, events: Iterator[bytes], streams: threading.Semaphore) -> None:
+        self._events = events
+        self._streams: threading.Semaphore | None = streams
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._events
+
+    def close(self) -> None:
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            streams.release()

@@ -1,0 +1,71 @@
+"""The health endpoints as routes of a blueprint of Sanic."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sanic import HTTPResponse, Request
+
+from . import EVENTS_HEADERS, NAMES, Answer, Health, wants_guard
+
+if TYPE_CHECKING:
+    from sanic import Blueprint, Sanic
+
+    from peewee_frameworks.extension import Extension
+
+Guard = Callable[[Request], Any]
+
+MARK = "_peewee_frameworks_health"
+
+
+def add_routes(blueprint: Blueprint, orm: Extension, guard: Guard | None, timeout: float | None) -> None:
+    """Add the endpoints."""
+    health = Health(orm, timeout)
+    orm.runtime.has_health = True
+    for name in NAMES:
+        handler = _make_handler(health, name, guard)
+        methods = ["GET"] if name == "events" else ["GET", "HEAD"]
+        blueprint.add_route(
+            handler,
+            f"/{name}",
+            methods=methods,
+            name=f"health_{name or 'page'}",
+        )
+
+    async def end_streams(_: Sanic[Any, Any]) -> None:
+        orm.runtime.ending = True  # Sanic waits for open responses before it says that it has stopped
+
+    blueprint.listener("before_server_stop")(end_streams)
+
+
+def _make_handler(health: Health, name: str, guard: Guard | None) -> Callable[[Request], Any]:
+    async def handler(request: Request) -> HTTPResponse | None:
+        query = dict(request.get_query_args(keep_blank_values=True))  # "?verbose" has no value
+        if wants_guard(name, query) and not await _allows(guard, request):
+            return _respond(health.refused(guarded=guard is not None))
+        if name != "events":
+            return _respond(await health.answer_async(name, query))
+        stream: Any = request.stream
+        # At its stop Sanic waits for each connection that was in use then, until its client closes it.
+        stream.keep_alive = False
+        response = await request.respond(headers=EVENTS_HEADERS, content_type=EVENTS_HEADERS["Content-Type"])
+        async for event in health.events_async(request.headers.get("last-event-id")):
+            await response.send(event)
+        await response.eof()
+        return None
+
+    setattr(handler, MARK, True)
+    return handler
+
+
+def _respond(answer: Answer) -> HTTPResponse:
+    return HTTPResponse(answer.body, answer.status, answer.headers, answer.content_type)
+
+
+async def _allows(guard: Guard | None, request: Request) -> bool:
+    if guard is None:
+        return False
+    allowed = guard(request)
+    return bool(await allowed if inspect.isawaitable(allowed) else allowed)
