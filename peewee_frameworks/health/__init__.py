@@ -252,7 +252,7 @@ class Health:
             return self._metrics() if name == "metrics" else _page_answer()
         if name == "status":
             since = query.get("since")
-            return _json(200, self.document(readiness, None if since is None else _number(since)))
+            return _json(200, self.document(readiness, None if since is None else _seen(since)))
         shown = readiness.as_dict() if _VERBOSE in query else {"status": readiness.status}
         return _json(503 if readiness.status == "unavailable" else 200, shown)
 
@@ -305,8 +305,7 @@ class _Stream:
     """One watcher: what it has seen, and when it gets more."""
 
     def __init__(self, last: str | None, ending: Callable[[], bool | None]) -> None:
-        worker, _, at = (last or "").partition(":")
-        self.since = _number(at) if worker == str(os.getpid()) else 0.0
+        self.since = _seen(last or "")
         self._ending = ending
         self._began = self._due = time.monotonic()
 
@@ -354,8 +353,13 @@ def _json(status: int, document: dict[str, Any]) -> Answer:
     return Answer(status, json.dumps(document).encode())
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+def _seen(text: str) -> float:
+    """Return up to when somebody knows the points of this process: one of the parts, each ``worker:time``."""
+    for part in text.split(","):
+        worker, _, at = part.partition(":")
+        if worker == str(os.getpid()):
+            try:
+                return float(at)
+            except ValueError:
+                break
+    return 0.0
