@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .http import Problem, problem_for
+from .queries import times_of
 from .runtime import Runtime
 from .scope import Scope
 
@@ -54,8 +55,8 @@ class ScopeMiddleware:
     """Open a scope for each request and websocket; inside another adapter's, only for databases it does not have."""
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
-        """Wrap `app`, with the databases and options of `runtime`."""
-        self.app = app
+        """Wrap `app`, with the databases and options of `runtime`, which is configured."""
+        self.app = _telling_times(app) if runtime.options.server_timing else app
         self.runtime = runtime
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -76,6 +77,20 @@ class ScopeMiddleware:
             # Nothing here awaits, so a cancelled request gives its connection back too.
             runtime.end(work)
             scope[SCOPE_KEY] = outer
+
+
+def _telling_times(app: ASGIApp) -> ASGIApp:
+    """Wrap `app`, inside the scope, to send a ``Server-Timing`` header."""
+
+    async def call(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        async def send_with_times(message: Message) -> None:
+            if message["type"] == "http.response.start" and (times := times_of(scope.get(SCOPE_KEY))) is not None:
+                message = {**message, "headers": [*message.get("headers", ()), (b"server-timing", times.encode())]}
+            await send(message)
+
+        await app(scope, receive, send_with_times)
+
+    return call
 
 
 class CommitFailed(Exception):

@@ -48,6 +48,14 @@ class Options:
         run_threads: threads of `orm.run`; by default the size of the largest pool, or 32.
         run_timeout: seconds a unit of work waits to be admitted to `orm.run`; by default the pool's timeout, or 30.
         close_timeout: seconds to wait at the end for requests in flight.
+        leak_threshold: seconds in use after which a connection is reported in the log, with the request and where it is; None
+            is never. A pool's own ``leak_threshold`` goes first.
+        leak_stacks: record where each connection is taken from the start, not only once there was a suspect; a few
+            microseconds each time.
+        server_timing: tell in each response, in a ``Server-Timing`` header, how long the request has queried and has waited
+            for connections so far. Browsers show it in their network view; it tells strangers too.
+        query_budget: queries that one request may send; one that sends more is reported in the log, with the statements that
+            it repeats. None is any number.
     """
 
     # Checked at run time, because they also come from configuration: hence Any where a type would hide a check.
@@ -62,6 +70,10 @@ class Options:
     run_threads: int | None = None
     run_timeout: float | None = None
     close_timeout: float = 10.0
+    leak_threshold: float | None = None
+    leak_stacks: bool = False
+    server_timing: bool = False
+    query_budget: int | None = None
 
     def __post_init__(self) -> None:
         """Validate.
@@ -94,6 +106,10 @@ class Options:
         _positive("run_threads", self.run_threads)
         _positive("run_timeout", self.run_timeout)
         _positive("close_timeout", self.close_timeout)
+        _positive("leak_threshold", self.leak_threshold)
+        _one_of("leak_stacks", self.leak_stacks, (True, False))
+        _one_of("server_timing", self.server_timing, (True, False))
+        _positive("query_budget", self.query_budget)
 
     def rolls_back(self, status: int) -> bool:
         """Return whether a response of this status rolls an atomic request back."""
@@ -130,14 +146,24 @@ class OptionKeywords(PolicyKeywords, total=False):
     run_threads: int | None
     run_timeout: float | None
     close_timeout: float | None
+    leak_threshold: float | None
+    leak_stacks: bool | None
+    server_timing: bool | None
+    query_budget: int | None
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _NAMES = tuple(option.name for option in fields(Options))
 _KEYS = {PREFIX + "DATABASE": "database", **{PREFIX + name.upper(): name for name in _NAMES}}
 # What a string from the environment becomes.
-_NUMBERS = {"run_threads": int, "run_timeout": float, "close_timeout": float}
-_SWITCHES = ("transaction", "errors")
+_NUMBERS = {
+    "run_threads": int,
+    "query_budget": int,
+    "run_timeout": float,
+    "close_timeout": float,
+    "leak_threshold": float,
+}
+_SWITCHES = ("transaction", "errors", "leak_stacks", "server_timing")
 _LISTS = ("exclude",)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .scope import Scope
     from .state import State
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.scope")
 
 
 class _GreenletLock:
@@ -199,6 +199,7 @@ class Frame:
         "request_transaction",
         "savepoints",
         "since",
+        "stack",
         "state",
         "transactions",
     )
@@ -211,8 +212,9 @@ class Frame:
         self.atomic = False
         self.request_transaction: Any = None
         self.on_release: Callable[[], None] | None = None
-        # Since when it is connected, monotonic; set where no pool knows it, and left unset elsewhere, at no cost.
+        # Since when it is connected, monotonic, and where that was: set where no pool notes it, left unset elsewhere.
         self.since: float
+        self.stack: Any
         lock = _make_lock()
         self._acquire = lock.acquire
         self._release = lock.release
@@ -434,7 +436,13 @@ class Frame:
         if conn is None:
             return None
         if dirty and dirty != [self.request_transaction]:  # an atomic request that failed needs no warning
-            logger.warning("%s: %s ended with %s open; rolled back.", self.state.name, self.label, _describe(dirty))
+            logger.warning(
+                "%s: %s ended with %s open; rolled back.",
+                self.state.name,
+                self.label,
+                _describe(dirty),
+                extra=self._told,
+            )
         live = self.live_cursors(conn)
         if live and self.state.is_sqlite and self._reader != native_thread():
             # Another thread may be inside SQLite with one of them, and to close it there crashes the process.
@@ -442,6 +450,7 @@ class Frame:
                 "%s: a result of %s was not read to its end; its connection is closed, not reused.",
                 self.state.name,
                 self.label,
+                extra=self._told,
             )
             self.state.linger(conn, live, self._released)
             return None
@@ -475,6 +484,7 @@ class Frame:
             "%s: a statement of %s was still running when it ended; its connection is closed, not reused.",
             self.state.name,
             self.label,
+            extra=self._told,
         )
         live = self.live_cursors(conn) if self.state.is_sqlite else None
         if live:
@@ -482,12 +492,19 @@ class Frame:
         else:
             self.state.drop(conn, self._released)
 
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What messages about it carry."""
+        return {"database": self.state.name, "request": self.label}
+
     def _released(self) -> None:
         if self.on_release is not None:
             try:
                 self.on_release()
             except Exception:
-                logger.exception("%s: a callback on the release of %s failed.", self.state.name, self.label)
+                logger.exception(
+                    "%s: a callback on the release of %s failed.", self.state.name, self.label, extra=self._told
+                )
 
 
 class PrivateFrame(Frame):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "check", "diagnose", "repair_psycopg"]
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.gevent")
 
 FIRST_LINES = "from gevent import monkey\nmonkey.patch_all()"
 """What belongs at the top of the first module that is loaded."""
@@ -239,7 +239,9 @@ def _warn_once(database: Any, finding: Finding) -> None:
     if (name, finding.code) not in _warned:
         _warned.add((name, finding.code))
         level = logging.INFO if finding.level == "note" else logging.WARNING
-        logger.log(level, "%s: %s [%s]", name, finding.text, finding.code)
+        logger.log(
+            level, "%s: %s [%s]", name, finding.text, finding.code, extra={"database": name, "code": finding.code}
+        )
 
 
 def watch(state: State) -> None:

@@ -331,6 +331,14 @@ class Guarded:
     def _connect_here(self, *args: Any, **kwargs: Any) -> bool:
         return self._attempt(super().connect, *args, **kwargs)  # type: ignore[misc]
 
+    def _connect_and_tell(self, *args: Any, **kwargs: Any) -> bool:
+        """Stand for `_connect_here` where somebody listens; see `State.listen`."""
+        start = time.perf_counter()
+        opened = type(self)._connect_here(self, *args, **kwargs)
+        if opened:
+            self._state.connected(start)
+        return opened
+
     def _attempt(self, connect: Callable[..., bool], *args: Any, **kwargs: Any) -> bool:
         was_closed = self._state.closed
         try:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import where
 from .pool.entries import snapshot
+from .pool.leaks import Suspect, taken_at
+from .runtime import runtimes
 from .scope import open_scopes
+from .state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from .frame import Frame
     from .runtime import Runtime
     from .scope import Scope
-    from .state import State
+    from .where import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,31 @@ class Holder:
     leaked: bool
     """Whether it is held for longer than the leak threshold."""
     stack: str | None
-    """Where it was taken, or where its owner was when it passed the threshold; None if neither was recorded."""
+    """Where it was taken, or where its holder was when it passed the threshold; None if neither was recorded."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
         return asdict(self)
+
+
+class Use(NamedTuple):
+    """One connection that a frame holds."""
+
+    conn: Any
+    frame: Frame
+    scope: Scope | None
+    owner: Any  # of a frame outside any scope: a task, a greenlet, or what stands for a thread
+
+
+class Out(NamedTuple):
+    """One connection that is in use: what its pool knows of it, and its frame."""
+
+    number: int
+    since: float
+    """By whichever clock; it and the number tell one use of a connection from the next."""
+    seconds: float
+    use: Use | None
+    stack: str | None
 
 
 def holders(runtime: Runtime) -> list[Holder]:
@@ -51,59 +75,92 @@ def holders(runtime: Runtime) -> list[Holder]:
 
     Raises: `ConfigurationError` before the databases are known.
     """
-    found: list[Holder] = []
-    for alias, state in zip(runtime.databases, runtime.states, strict=True):
-        found += _holders_of(alias, state)
+    out = [
+        (alias, threshold_of(runtime, state), item)
+        for alias, state in zip(runtime.databases, runtime.states, strict=True)
+        for item in connections_out(state)
+    ]
+    places = places_of([item.use for _, _, item in out if item.use is not None])
+    found = [
+        Holder(
+            alias,
+            item.number,
+            item.seconds,
+            None if item.use is None else item.use.frame.label,
+            place.owner if item.use is not None and (place := places.get(id(item.use.conn))) is not None else None,
+            leaked=threshold is not None and item.seconds >= threshold,
+            stack=item.stack,
+        )
+        for alias, threshold, item in out
+    ]
     return sorted(found, key=lambda holder: holder.seconds, reverse=True)
 
 
-def _holders_of(alias: str, state: State) -> Iterator[Holder]:
-    frames = {id(conn): (frame, conn) for frame in frames_of(state) if (conn := frame.conn) is not None}
+def threshold_of(runtime: Runtime, state: State) -> float | None:
+    """Return the seconds after which a connection of this database is suspected: the pool's, else the application's."""
+    pool = getattr(state.database, "pool", None)
+    own: float | None = pool.options.leak_threshold if pool is not None else None
+    return runtime.options.leak_threshold if own is None else own
+
+
+def connections_out(state: State) -> Iterator[Out]:
+    """Yield the connections of a database that are in use."""
+    uses = uses_of(state)
     pool = getattr(state.database, "pool", None)
     if pool is not None:
-        yield from _of_pool(alias, pool, frames)
+        engine = pool._engine
+        now = pool._clock()
+        for key, entry in snapshot(engine.held.items()) if engine is not None else ():
+            yield Out(entry.id, entry.since, max(now - entry.since, 0.0), uses.get(key), taken_at(entry.stack))
         return
-    out = dict(getattr(state.database, "_in_use", {}))
-    for key, (frame, _) in frames.items():
-        seconds = time.time() - out[key].checked_out if key in out else _seconds_of(frame)
-        yield Holder(alias, key, max(seconds, 0.0), frame.label, None, leaked=False, stack=None)
+    lent: Mapping[int, Any] = dict(getattr(state.database, "_in_use", {}))
+    for key, use in uses.items():
+        if key in lent:
+            since, now = lent[key].checked_out, time.time()
+        else:
+            now = time.monotonic()
+            since = getattr(use.frame, "since", now)
+        yield Out(key, since, max(now - since, 0.0), use, taken_at(getattr(use.frame, "stack", None)))
 
 
-def _seconds_of(frame: Frame) -> float:
-    since: float | None = getattr(frame, "since", None)
-    return 0.0 if since is None else time.monotonic() - since
+def uses_of(state: State) -> dict[int, Use]:
+    """Return the connections that frames hold, by their ``id()``, in all scopes of this process and outside any."""
+    found: list[tuple[Frame, Scope | None, Any]] = [
+        (frame, scope, None) for scope in open_in_process() if (frame := scope.frames.get(state)) is not None
+    ]
+    found += [(frame, None, owner) for owner, frame in state.implicit_owners()]
+    return {
+        id(conn): Use(conn, frame, scope, owner) for frame, scope, owner in found if (conn := frame.conn) is not None
+    }
 
 
-def _of_pool(alias: str, pool: Any, frames: Mapping[int, tuple[Frame, Any]]) -> Iterator[Holder]:
-    engine, threshold = pool._engine, pool.options.leak_threshold
-    if engine is None:
-        return
-    now = pool._clock()
-    for key, entry in snapshot(engine.held.items()):
-        frame = frames.get(key)
-        seconds = max(now - entry.since, 0.0)
-        yield Holder(
-            alias,
-            entry.id,
-            seconds,
-            None if frame is None else frame[0].label,
-            None,
-            leaked=threshold is not None and seconds >= threshold,
-            stack=None,
-        )
-
-
-def frames_of(state: State) -> Iterator[Frame]:
-    """Yield the records of a database in all scopes that are open in this process, and in what is outside any scope."""
-    for scope in scopes_of_process():
-        frame = scope.frames.get(state)
-        if frame is not None:
-            yield frame
-    yield from state.implicit_frames()
-
-
-def scopes_of_process() -> Iterable[Scope]:
+def open_in_process() -> Iterable[Scope]:
     """Return the scopes that are open in this process, whoever opened them."""
-    from .runtime import runtimes  # noqa: PLC0415 - which stands above this module
-
     return {*snapshot(open_scopes), *(scope for runtime in snapshot(runtimes) for scope in snapshot(runtime.live))}
+
+
+def places_of(uses: Collection[Use], *, greenlets: bool = False) -> dict[int, Place]:
+    """Return where the holders of connections are now, by the ``id()`` of the connection, as far as that can be told."""
+    places = where.locate([use.scope for use in uses if use.scope is not None], greenlets=greenlets)
+    found = {}
+    for use in uses:
+        place = where.of_owner(use.owner) if use.scope is None else places.get(use.scope)
+        if place is not None:
+            found[id(use.conn)] = place
+    return found
+
+
+def describe(state: Any, conns: Collection[Any]) -> dict[int, Suspect]:
+    """Say of connections that are suspected to be leaked who holds them, by their ``id()``."""
+    if not isinstance(state, State):  # of Peewee's own, which knows neither scopes nor owners
+        return {}
+    uses = uses_of(state)
+    uses = {key: uses[key] for key in map(id, conns) if key in uses}
+    places = places_of(uses.values(), greenlets=True)
+    return {key: _suspect(use, places.get(key)) for key, use in uses.items()}
+
+
+def _suspect(use: Use, place: Place | None) -> Suspect:
+    if place is None:
+        return Suspect(use.frame.label)
+    return Suspect(use.frame.label, place.owner, f"Its holder is now at:\n{place.stack}")

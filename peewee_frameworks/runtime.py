@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,7 @@ from .config import DEFAULT_ALIAS, Options, open_databases, resolve
 from .errors import ConfigurationError, DatabaseUnavailable
 from .frame import current_frames
 from .guarded import GuardedProxy
+from .queries import count_queries
 from .run import Queue, Runner
 from .schema import create_tables
 from .scope import Scope, connection_scope, current_scope
@@ -30,12 +32,16 @@ from .state import State, display_name, install, unwrap
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-logger = logging.getLogger("peewee_frameworks")
+    from .leaks import LeakWatch
+
+logger = logging.getLogger("peewee_frameworks.app")
 
 _Result = TypeVar("_Result")
 
 DEFAULT_RUN_THREADS = 32
 DEFAULT_RUN_TIMEOUT = 30.0
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # where the worker processes of an application share their metrics
 
 
 # Among the names of a request: it is for the health endpoints, which want no connection and no transaction.
@@ -93,6 +99,7 @@ class Runtime:
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
         self._drained: Callable[[], object] | None = None
+        self._leaks: LeakWatch | None = None
         # Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request.
         self.has_policy = False
         # Whether health endpoints are mounted somewhere: `policy` must be told which requests are theirs.
@@ -174,8 +181,23 @@ class Runtime:
 
     def _install(self, states: list[State]) -> None:
         self._states = states
+        self._observe(states)
         self._complete = len(states) == len(self.databases)
         self.has_policy = self._find_policy()
+
+    def _observe(self, states: list[State]) -> None:
+        """Put into the databases what the options ask to be known; where they ask nothing, nothing is in the way."""
+        options = self.options
+        if options.leak_threshold is not None:
+            if self._leaks is None:
+                from .leaks import LeakWatch  # noqa: PLC0415 - it imports our pool, which not every application uses
+
+                self._leaks = LeakWatch(options.leak_threshold, stacks=options.leak_stacks)
+            for state in states:
+                self._leaks.add(state)
+        if options.server_timing or options.query_budget is not None:
+            for state in states:
+                count_queries(state)
 
     def _find_policy(self) -> bool:
         options = self.options
@@ -222,7 +244,7 @@ class Runtime:
     def end(self, scope: Scope) -> None:
         """Finish a scope and leave it. Idempotent; never raises, never blocks an event loop."""
         scope.ended = True
-        if scope.frames:  # most requests that query nothing have nothing to finish
+        if scope.frames or scope.tally is not None:  # most requests that query nothing have nothing to finish
             scope.finish()
         self.live.discard(scope)
         if self._drained is not None and not self.live:
@@ -389,6 +411,7 @@ class Runtime:
                 _leave(state)
             raise
         self._running += 1
+        self._has_started()
 
     def _check_start(self) -> None:
         states = self.states
@@ -446,7 +469,7 @@ class Runtime:
         )
         if self.options.check == "fail":
             raise DatabaseUnavailable(message) from error
-        logger.warning("%s", message)
+        logger.warning("%s", message, extra={"database": state.name})
 
     def stop(self) -> None:
         """Wait for the units of work in flight, then close the pools. Blocks for `close_timeout` seconds at most."""
@@ -461,6 +484,7 @@ class Runtime:
             self._drained = None
         for state in self._to_leave():
             _leave(state)
+        self._has_stopped()
 
     async def start_async(self) -> None:
         """Do what `start` does from an event loop, without blocking it; the pools of asynchronous databases open in this loop.
@@ -479,6 +503,7 @@ class Runtime:
                 await self._leave_async(state)
             raise
         self._running += 1
+        self._has_started()
 
     async def stop_async(self) -> None:
         """Do what `stop` does from an event loop, without blocking it."""
@@ -496,6 +521,19 @@ class Runtime:
             self._drained = None
         for state in self._to_leave():
             await self._leave_async(state)
+        self._has_stopped()
+
+    def _has_started(self) -> None:
+        if MULTIPROCESS in os.environ:
+            from .metrics import multiprocess  # noqa: PLC0415 - for those who have asked for it
+
+            multiprocess.begin(self)
+
+    def _has_stopped(self) -> None:
+        if MULTIPROCESS in os.environ:
+            from .metrics import multiprocess  # noqa: PLC0415 - for those who have asked for it
+
+            multiprocess.end(self)
 
     async def _leave_async(self, state: State) -> None:
         if not state.is_async:  # an asynchronous probe keeps no connection
@@ -517,6 +555,7 @@ class Runtime:
                 "%d units of work were still running when the application stopped: %s",
                 len(self.live),
                 ", ".join(sorted(scope.label for scope in list(self.live))[:10]),
+                extra={"requests": len(self.live)},
             )
         if self._runner is not None:
             self._runner.close()

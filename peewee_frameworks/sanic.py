@@ -28,6 +28,7 @@ from .config import Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import SERVER_ERROR, problem_for
+from .queries import times_of
 from .runtime import HEALTH
 from .scope import Scope, current_scope
 
@@ -45,10 +46,12 @@ if TYPE_CHECKING:
     from .runtime import Runtime
     from .state import State
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.app")
 
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
+
+_TIMES = "Server-Timing"
 
 _POLICY = ", ".join(PolicyKeywords.__annotations__)
 
@@ -92,8 +95,10 @@ class Peewee(Extension):
             raise ConfigurationError(f"init_app() was called twice on {app!r}. Call it once for each application.")
         self.runtime.configure(app.config)
         if not installed:
-            app.__class__ = _scoped_class(type(app))
+            app.__class__ = _scoped_class(type(app), tells_times=False)
             app.signal("websocket.handler.before", priority=_FIRST)(_watch_websocket)
+        if self.runtime.options.server_timing:
+            app.__class__ = _scoped_class(type(app), tells_times=True)
         installed.append(self)
         # In each worker, never in a main_process hook: connections do not survive a fork.
         app.register_listener(self._start, "before_server_start", priority=_FIRST)
@@ -213,6 +218,8 @@ class _Scoped:
 
     __slots__ = ()
 
+    _tells_times: bool
+
     async def handle_request(self, request: Request) -> None:
         part = _begin(request)
         try:
@@ -230,9 +237,10 @@ class _Scoped:
 
 
 @functools.cache
-def _scoped_class(cls: Any) -> Any:
+def _scoped_class(cls: Any, *, tells_times: bool) -> Any:
+    mixins = () if issubclass(cls, _Scoped) else (_Scoped,)
     same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls)(cls.__name__, (_Scoped, cls), same)
+    return type(cls)(cls.__name__, (*mixins, cls), {**same, "_tells_times": tells_times})
 
 
 class _Part(Scope):
@@ -325,7 +333,7 @@ class _Part(Scope):
 
 def _begin(request: Request) -> _Part | None:
     """Open the scopes, and stand where the response's first byte must pass; None if a scope around serves all databases."""
-    app = request.app
+    app: Any = request.app
     stream: Any = request.stream
     outer: Scope | None = request.transport.scope.get(SCOPE_KEY) if app.asgi else None
     part: _Part | None = None
@@ -344,6 +352,8 @@ def _begin(request: Request) -> _Part | None:
         part._send, stream.response_func = stream.response_func, part.first
     except AttributeError:
         part._send, stream.send = stream.send, part.any
+    if app._tells_times:
+        part._send = functools.partial(_send_with_times, part, part._send)
     return part
 
 
@@ -360,6 +370,21 @@ def _part(request: Request) -> _Part | None:
     while scope is not None and not (isinstance(scope, _Part) and scope.request is request):
         scope = scope.parent
     return scope
+
+
+def _send_with_times(part: _Part, send: Any, data: bytes, end_stream: bool) -> Awaitable[None]:
+    """Send the head of a response that tells how long the request has queried."""
+    stream: Any = part.request.stream
+    response = stream.response
+    times = times_of(part) if response is not None else None
+    if times is not None:
+        # A response object may be used for several requests: what it said the last time goes.
+        others = [told for told in response.headers.getall(_TIMES, ()) if not told.startswith("db;dur=")]
+        response.headers.pop(_TIMES, None)
+        for told in (*others, times):
+            response.headers.add(_TIMES, told)
+    sent: Awaitable[None] = send(data, end_stream)
+    return sent
 
 
 def _watch_routing(app: Sanic[Any, Any]) -> None:
@@ -428,7 +453,15 @@ def _answer_errors(handler: ErrorHandler) -> None:
             return default(request, exception)
         # One line: Sanic renders a traceback for 0.1 seconds on the event loop, and an exhausted pool would exhaust that too.
         level = logging.WARNING if problem.status >= SERVER_ERROR.status else logging.INFO
-        logger.log(level, "%s %s: %s: %s", request.method, request.path, type(exception).__name__, exception)
+        logger.log(
+            level,
+            "%s %s: %s: %s",
+            request.method,
+            request.path,
+            type(exception).__name__,
+            exception,
+            extra={"request": f"request {request.method} {request.path}", "status": problem.status},
+        )
         kind = _KINDS.get(problem.status, SanicException)
         told = kind(problem.detail, headers=problem.headers, quiet=True)
         told.status_code = problem.status

@@ -17,7 +17,7 @@ import peewee
 
 from .background import background
 from .errors import ConfigurationError
-from .frame import Frames, current_frames
+from .frame import Frames, current_frames, native_thread, running_loop
 from .state import State, install
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Scope(Frames):
     """Whether it may sit there between two queries, its response having begun: `orm.run` then gives back at once."""
     served: tuple[Any, ...] = ()
     """Whose options hold for it already: the same adapter further in, or of a sub-application, must not do it again."""
+    tally: Any = None
+    """What it has queried, where an option asks for that; see queries.py."""
+    thread = 0
+    """The thread that opened it and is in it until its end, if nothing else tells who is; 0 where an event loop runs."""
     slot: Any = None
     """What `orm.run` keeps with the scope; see run.py."""
     label: str
@@ -73,6 +77,8 @@ class Scope(Frames):
         self.parent: Scope | None = parent
         self.owner = owner
         self.frames = {}
+        if running_loop() is None:
+            self.thread = native_thread()
         open_scopes.add(self)
 
     @property
@@ -201,6 +207,8 @@ class Scope(Frames):
         Returns: what is still being given back on other threads, because this one runs an event loop.
         """
         self.ended = True
+        if self.tally is not None:
+            self.tally.close(self)
         if not self.frames:
             return []
         return [pending for frame in list(self.frames.values()) if (pending := frame.finish()) is not None]

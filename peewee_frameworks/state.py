@@ -20,6 +20,7 @@ import functools
 import logging
 import sys
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +48,16 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import FrameType
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.scope")
 
 
 class _ThreadOwner:
     """Stands for a thread and dies with it; the `threading.Thread` object of a foreign thread outlives it."""
 
-    __slots__ = ("__weakref__", "name")
+    __slots__ = ("__weakref__", "ident", "name")
 
     def __init__(self) -> None:
+        self.ident = threading.get_ident()
         self.name = threading.current_thread().name
 
 
@@ -126,6 +128,8 @@ class State:
         self._implicit: dict[int, tuple[weakref.ref[Any], Frame]] = {}
         # Records whose owner was collected. Appended by weakref callbacks, so without a lock; drained by `reap`.
         self.orphans: collections.deque[Frame] = collections.deque()
+        # Who wants to know of each connect; see `listen`.
+        self.listeners: list[Callable[[Frame, float, float], object]] = []
         # A generator's or coroutine's Python frame -> the records its ``with db`` blocks began on.
         self.blocks: dict[FrameType, list[Any]] = {}
 
@@ -138,6 +142,11 @@ class State:
     def name(self) -> str:
         """What messages call the database; without user or password where it was given as a URL."""
         return display_name(self.database)
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What messages about it carry."""
+        return {"database": self.name}
 
     # -- Peewee's protocol --------------------------------------------------------------------------------------------
 
@@ -260,7 +269,12 @@ class State:
                 break
             if frame.conn is not None:
                 count += 1
-                logger.warning("%s: %s ended without closing its connection; taken back.", self.name, frame.label)
+                logger.warning(
+                    "%s: %s ended without closing its connection; taken back.",
+                    self.name,
+                    frame.label,
+                    extra=frame._told,
+                )
                 frame.finish()
         return count
 
@@ -269,9 +283,29 @@ class State:
         self._implicit.clear()
         self.orphans.clear()
 
+    def listen(self, listener: Callable[[Frame, float, float], object]) -> None:
+        """Call ``listener(frame, start, seconds)`` after each connect: by `time.perf_counter`, the wait for the pool included.
+
+        It stands in the way of the connects of this database object, and only once somebody listens.
+        """
+        self.listeners.append(listener)
+        database = self.database
+        name = "_acquire_conn_async" if self.is_async else "_connect_here"
+        vars(database).setdefault(name, functools.partial(type(database)._connect_and_tell, database))
+
+    def connected(self, start: float) -> None:
+        """Tell the listeners that the current record was connected just now."""
+        frame, seconds = self.frame(), time.perf_counter() - start
+        for listener in self.listeners:
+            listener(frame, start, seconds)
+
     def implicit_frames(self) -> list[Frame]:
         """Return the records outside scopes, for statistics and tests."""
         return [frame for _, frame in list(self._implicit.values())]
+
+    def implicit_owners(self) -> list[tuple[Any, Frame]]:
+        """Return the records outside scopes with their thread, task or greenlet, as far as that lives."""
+        return [(owner(), frame) for owner, frame in list(self._implicit.values())]
 
     @contextlib.contextmanager
     def bound(self, frame: Frame, mark: Lineage | None = None) -> Iterator[None]:
@@ -340,7 +374,9 @@ class State:
                 conn.cursor().execute("ROLLBACK")
             self.database._close(conn)
         except Exception:
-            logger.warning("%s: returning a connection failed; it is closed instead.", self.name, exc_info=True)
+            logger.warning(
+                "%s: returning a connection failed; it is closed instead.", self.name, exc_info=True, extra=self._told
+            )
             self._drop(conn)
         except BaseException:  # gevent's Timeout, an interrupt: nobody knows how far it came
             self._drop(conn)
@@ -376,7 +412,9 @@ class State:
             else:
                 database._close(conn, close_conn=True)
         except Exception:
-            logger.warning("%s: closing a connection failed; it is abandoned.", self.name, exc_info=True)
+            logger.warning(
+                "%s: closing a connection failed; it is abandoned.", self.name, exc_info=True, extra=self._told
+            )
         if done is not None:
             done()
 

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .aio.state import AsyncState
+    from .pool.stats import Recorder
     from .runtime import Runtime
     from .scope import Scope
     from .state import State
 
-__all__ = ["Histogram", "PoolStats", "stats_of"]
+__all__ = ["Histogram", "PoolStats", "pool_name", "read", "recorder_of", "stats_of"]
 
 
 # What we count ourselves of asynchronous databases, whose pools count little.
@@ -34,10 +35,31 @@ def stats_of(runtime: Runtime) -> dict[str, PoolStats]:
     Raises: `ConfigurationError` while the databases are not known.
     """
     scopes = snapshot(runtime.live)
-    return {alias: _read(state, scopes) for alias, state in zip(runtime.databases, runtime.states, strict=True)}
+    return {alias: read(state, scopes) for alias, state in zip(runtime.databases, runtime.states, strict=True)}
 
 
-def _read(state: State, scopes: Iterable[Scope]) -> PoolStats:
+def pool_name(state: State) -> str:
+    """Return the name of a database's pool: ``pool_name``, or the database's name without user and password."""
+    pool = getattr(state.database, "pool", None)
+    return short_name(state.database.database) if pool is None else str(pool.name)
+
+
+def recorder_of(state: State) -> Recorder | None:
+    """Return what counts for a database's pool, if that is ours."""
+    if state.is_async:
+        counts: Recorder = state.keeper.recorder  # type: ignore[attr-defined]
+        return counts
+    pool = getattr(state.database, "pool", None)
+    return None if pool is None else pool._recorder
+
+
+def read(state: State, scopes: Iterable[Scope]) -> PoolStats:
+    """Return the moment of one database's pool.
+
+    Args:
+        state: the database's.
+        scopes: those that are open; without a pool only they tell who has a connection.
+    """
     database = state.database
     if state.is_async:
         return _asynchronous(state)  # type: ignore[arg-type]

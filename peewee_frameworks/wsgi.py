@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .frame import current_frames
 from .http import problem_for
+from .queries import times_of
 from .runtime import Runtime
 from .scope import Scope, current_scope
 
@@ -43,6 +44,7 @@ class ScopeMiddleware:
         self.app = app
         self.runtime = runtime
         self.prepare = prepare
+        self._response = _TimedResponse if runtime.options.server_timing else _Response
         # Scopes whose body nobody closed, from its finaliser, which must not do I/O; the next request ends them.
         self._abandoned: collections.deque[Scope] = collections.deque()
 
@@ -61,7 +63,7 @@ class ScopeMiddleware:
             around.release_early()
         work = environ[SCOPE_KEY] = _Work(environ, runtime.states_beside(outer), outer, runtime)
         runtime.enter(work)
-        response = _Response(runtime, work, start_response)
+        response = self._response(runtime, work, start_response)
         try:
             body = self._call(response, environ)
         except BaseException:
@@ -78,7 +80,7 @@ class ScopeMiddleware:
         work = self.runtime.find(outer)
         if work is None or self.runtime in work.served:
             return self.app(environ, start_response)
-        return self._call(_Response(self.runtime, work, start_response), environ)
+        return self._call(self._response(self.runtime, work, start_response), environ)
 
     def _call(self, response: _Response, environ: dict[str, Any]) -> Iterable[bytes]:
         response.work.served += (self.runtime,)
@@ -185,6 +187,19 @@ class _Response:
                 self._abandoned.append(self.work)
             else:
                 self._runtime.end(self.work)
+
+
+class _TimedResponse(_Response):
+    """One whose head tells how long the request has queried."""
+
+    def __init__(self, runtime: Runtime, work: Scope, start_response: Callable[..., Any]) -> None:
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            times = times_of(work)
+            if times is not None:
+                headers = [*headers, ("Server-Timing", times)]
+            return start_response(status, headers, *exc_info)
+
+        super().__init__(runtime, work, start)
 
 
 class PeeweeMiddleware:

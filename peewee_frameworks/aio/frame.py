@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .state import AsyncState
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.scope")
 
 
 class AsyncLineage(Lineage):
@@ -124,6 +124,7 @@ class AsyncFrame(Frame):
                 "%s: a statement of %s was still running when it ended; its connection is closed, not reused.",
                 self.state.name,
                 self.label,
+                extra=self._told,
             )
             self.state.drop(conn, done=self._released)
 
@@ -232,5 +233,10 @@ class AsyncFrame(Frame):
             self._released()
             return None
         if dirty and dirty != [self.request_transaction]:
-            logger.warning("%s: %s ended with a transaction block open; rolled back.", self.state.name, self.label)
+            logger.warning(
+                "%s: %s ended with a transaction block open; rolled back.",
+                self.state.name,
+                self.label,
+                extra=self._told,
+            )
         return self._give_back(conn, rollback=bool(dirty), cursors=[stream] if stream is not None else None)

@@ -26,7 +26,7 @@ from .stream import Rows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.scope")
 
 
 class _HeldOpen:
@@ -183,7 +183,9 @@ class AsyncGuarded(Guarded):
         except Exception:
             if was is None or frame.conn is not None:
                 raise
-            logger.debug("%s: the connection was lost at a rollback.", self._state.name, exc_info=True)
+            logger.debug(
+                "%s: the connection was lost at a rollback.", self._state.name, exc_info=True, extra=self._state._told
+            )
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
         return AsyncAtomic(self, *args, **kwargs)
@@ -279,6 +281,12 @@ class AsyncGuarded(Guarded):
 
     async def _acquire_conn_async(self) -> Any:
         return await self._state.keeper.acquire()
+
+    async def _connect_and_tell(self) -> Any:  # type: ignore[override]
+        start = time.perf_counter()
+        conn = await type(self)._acquire_conn_async(self)
+        self._state.connected(start)
+        return conn
 
     async def open_pool(self) -> Any:
         """Open the pool in the running loop, if it is not open.

@@ -30,7 +30,7 @@ from .loops import Home, name_of
 if TYPE_CHECKING:
     from .state import AsyncState
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.pool")
 
 # Seconds for closing a pool whose loop is shutting down: whoever waits for the loop's end waits for this.
 SHUTDOWN_SECONDS = 2.0
@@ -227,7 +227,10 @@ class PoolKeeper:
                 "(`await db.close_pool()`), or give each loop a database of its own."
             )
         logger.warning(
-            "%s: the loop %s was closed without closing the pool; a new one is opened.", self._state.name, home.name
+            "%s: the loop %s was closed without closing the pool; a new one is opened.",
+            self._state.name,
+            home.name,
+            extra={"pool": self._state.name},
         )
         database = self._state.database
         pool, database._pool = database._pool, None
@@ -250,7 +253,11 @@ class PoolKeeper:
                 await state.settle()
                 await database._pool_close()
         except TimeoutError:
-            logger.warning("%s: connections were still in use when the pool was closed; they are cut off.", state.name)
+            logger.warning(
+                "%s: connections were still in use when the pool was closed; they are cut off.",
+                state.name,
+                extra={"pool": state.name},
+            )
             drivers.forsake(pool)
         except BaseException:
             drivers.forsake(pool)

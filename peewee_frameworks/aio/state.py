@@ -20,7 +20,7 @@ from .keeper import PoolKeeper
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.scope")
 
 RETURN_SECONDS = 5.0  # for a ROLLBACK and what a pool does at a return; after that the server is taken for dead
 
@@ -160,7 +160,9 @@ class AsyncState(State):
                     await database._release_conn(conn)
                 return
         except Exception:
-            logger.warning("%s: returning a connection failed; it is closed instead.", self.name, exc_info=True)
+            logger.warning(
+                "%s: returning a connection failed; it is closed instead.", self.name, exc_info=True, extra=self._told
+            )
         except BaseException:  # the loop is shutting down
             self._abandon(conn)
             raise
@@ -170,7 +172,7 @@ class AsyncState(State):
                 async with asyncio.timeout(RETURN_SECONDS):
                     await drivers.free(conn)
         except Exception:
-            logger.warning("%s: replacing a closed connection failed.", self.name, exc_info=True)
+            logger.warning("%s: replacing a closed connection failed.", self.name, exc_info=True, extra=self._told)
 
     def release_own(self) -> None:
         """Give back what the caller holds, unless it is in the middle of something: who closes a pool uses it no more."""

@@ -18,6 +18,8 @@ from .pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .leaks import Suspect
+
 peewee: Any = typed_peewee  # its stubs do not know what a pool has to override
 
 __all__ = ["PooledDatabase", "PooledMySQLDatabase", "PooledPostgresqlDatabase", "PooledSqliteDatabase"]
@@ -60,6 +62,7 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
             prepare=self._prepare_connection,
             on_fork=self._forget_connection,
         )
+        self._pool.describe = self._describe_holders
         # Not playhouse's own __init__: it would make locks now, perhaps before a monkey patch.
         super(playhouse_pool.PooledDatabase, self).__init__(database, **kwargs)
 
@@ -110,6 +113,11 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
 
     def _forget_connection(self) -> None:
         self._state.reset()
+
+    def _describe_holders(self, conns: list[Any]) -> Mapping[int, Suspect]:
+        from peewee_frameworks.holders import describe  # noqa: PLC0415 - nobody needs it before the first leak
+
+        return describe(self._state, conns)
 
     # -- what Peewee calls --------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class Entry:
         "since",
         "stack",
         "state",
+        "suspect",
         "thread",
     )
 
@@ -49,8 +50,11 @@ class Entry:
         self.probe: Callable[[int], Any] | None = None
         self.thread = 0
         self.reason: str | None = None
-        self.stack: Any = None
+        self.stack: Any = (
+            None  # of its checkout, if that is recorded; or in words, where its holder was when it was suspected
+        )
         self.leaked = False
+        self.suspect: Any = None  # who holds it, as was reported
         self.shared = False  # sent away although somebody may be inside a call
 
 

@@ -58,4 +58,4 @@ class Events:
             try:
                 listener(**details)
             except Exception:  # a listener's fault is not the pool's
-                logger.exception("A listener of the pool event %r failed.", event)
+                logger.exception("A listener of the pool event %r failed.", event, extra={"event": event})

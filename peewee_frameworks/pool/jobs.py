@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["connect_failed", "run_job"]
 
 logger = logging.getLogger("peewee_frameworks.pool")
+followed = logging.getLogger("peewee.pool")
+"""playhouse's: who followed it there is told the same here, in the same words as far as they fit."""
 
 
 def run_job(pool: Pool, engine: Engine, job: Job) -> None:
@@ -51,6 +53,7 @@ def _run_connect(pool: Pool, engine: Engine, entry: Entry) -> None:
     if not engine.connected(entry, conn, probe):
         _close_quietly(pool, conn)
         return
+    followed.debug("Created new connection %s.", entry.id, extra={"pool": pool.name, "connection": entry.id})
     pool.events.emit("connect", connection=conn)
 
 
@@ -60,7 +63,13 @@ def connect_failed(pool: Pool, engine: Engine, entry: Entry, error: BaseExceptio
     lasting = engine.connect_failed(entry, error)
     pool.events.emit("connect_error", error=error)
     if pool._upkeep.reconnect_is_overdue(lasting, pool.options.reconnect_timeout):
-        logger.error("Pool %r: connecting has failed for %.0f s: %s", pool.name, lasting, type(error).__name__)
+        logger.error(
+            "Pool %r: connecting has failed for %.0f s: %s",
+            pool.name,
+            lasting,
+            type(error).__name__,
+            extra={"pool": pool.name, "seconds": lasting},
+        )
         pool.events.emit("reconnect_failed", error=error)
 
 
@@ -70,7 +79,13 @@ def _run_check(pool: Pool, engine: Engine, entry: Entry, kind: str) -> None:
         if kind == CLEAN:
             pool._recorder.count("rollbacks")
             if pool._driver.tells_dirty:
-                logger.warning("Pool %r: connection %d: %s; rolled back.", pool.name, entry.id, entry.reason)
+                logger.warning(
+                    "Pool %r: connection %d: %s; rolled back.",
+                    pool.name,
+                    entry.id,
+                    entry.reason,
+                    extra={"pool": pool.name, "connection": entry.id},
+                )
             pool._driver.rollback(conn, timeout)
             if pool._driver.tells_dirty and (state := pool._driver.condition(conn)):
                 failure = f"still unusable after a rollback: {state}"
@@ -93,6 +108,12 @@ def _run_close(pool: Pool, engine: Engine, entry: Entry) -> None:
         _close_quietly(pool, entry.conn)
     engine.closed_entry(entry)
     pool._recorder.closed(reason)
+    followed.debug(
+        "Connection %s was closed: %s.",
+        entry.id,
+        reason,
+        extra={"pool": pool.name, "connection": entry.id, "reason": reason},
+    )
     pool.events.emit("close", connection=entry.conn, reason=reason)
     entry.conn = None
     emptied = pool._emptied
@@ -104,7 +125,7 @@ def _close_quietly(pool: Pool, conn: Any) -> None:
     try:
         pool._driver_of(conn).close(conn, pool.options.close_timeout)
     except Exception as error:  # noqa: BLE001 - it is gone either way
-        logger.debug("Pool %r: closing a connection failed: %r", pool.name, error)
+        logger.debug("Pool %r: closing a connection failed: %r", pool.name, error, extra={"pool": pool.name})
 
 
 def _prepare(pool: Pool, driver: Driver, conn: Any) -> None:

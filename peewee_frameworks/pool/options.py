@@ -45,7 +45,9 @@ class PoolOptions:
     keepalive: float | None = None
     """Idle time after which the upkeep pings a connection; ``None``: never."""
     leak_threshold: float | None = None
-    """Time in use after which the stack of the checkout is logged; ``None``: never."""
+    """Time in use after which a connection is reported as leaked, with the unit of work and where that is; ``None``: never."""
+    leak_stacks: bool = False
+    """Record the stack of each checkout from the start, and not only once there was a suspect; 3 to 4 µs a checkout."""
     reconnect_timeout: float = 300.0
     """How long connecting may fail before ``reconnect_failed`` is emitted, again and again at this interval."""
     on_connect_error: Literal["raise", "retry"] = "raise"

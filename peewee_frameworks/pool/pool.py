@@ -8,7 +8,6 @@ import logging
 import sys
 import threading
 import time
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.errors import (
@@ -21,13 +20,15 @@ from peewee_frameworks.errors import (
     TooManyWaiters,
     WouldBlock,
 )
+from peewee_frameworks.stacks import take
 from peewee_frameworks.waiting import lending
 
 from .core import Engine
 from .drivers import Driver, driver_of
 from .entries import CLOSE, CONNECT, Entry, Job, Turn, snapshot
 from .events import Events
-from .jobs import run_job
+from .jobs import followed, run_job
+from .leaks import Suspect, log_returned
 from .options import PoolOptions, seconds_to_wait
 from .stats import PoolStats, Recorder, read_stats
 from .upkeep import Upkeep, reap
@@ -36,7 +37,7 @@ from .workers import runtime, subjects, watch_forks
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Pool"]
 
@@ -88,6 +89,8 @@ class Pool:
         self._upkeep = Upkeep()
         self._engine: Engine | None = None
         self._watch = False  # somebody wants to know about each checkout and checkin
+        self._armed = False  # a leak was suspected
+        self.describe: Callable[[list[Any]], Mapping[int, Suspect]] = lambda _conns: {}
         self._suspended_error = False
         self._emptied: ThreadWaiter | None = None
         self._looked = 0.0  # when a caller last looked for connections without owner
@@ -234,7 +237,7 @@ class Pool:
     def _detach(self) -> None:
         self._engine = None
         self.__dict__.pop("_made", None)
-        self._recorder = Recorder()
+        self._recorder = Recorder(self._recorder.sinks)
 
     # -- checkout -----------------------------------------------------------------------------------------------
 
@@ -469,7 +472,9 @@ class Pool:
                 raise ForeignConnection(
                     f"Pool {self.name!r}: this connection belongs to pool {other.name!r}; return it there."
                 )
-        logger.debug("Pool %r: a connection was returned that is not in use here; ignored.", self.name)
+        logger.debug(
+            "Pool %r: a connection was returned that is not in use here; ignored.", self.name, extra={"pool": self.name}
+        )
 
     # -- looking after all --------------------------------------------------------------------------------------
 
@@ -579,6 +584,7 @@ class Pool:
         engine = self._engine
         if engine is None:
             return None
+        self._watch = self._watching()  # somebody may have set the level of a logger
         return self._upkeep.run(self, engine, self._clock())
 
     def on(self, event: str, listener: Callable[..., Any]) -> Callable[..., Any]:
@@ -593,17 +599,26 @@ class Pool:
 
     # -- watching -----------------------------------------------------------------------------------------------
 
+    def _arm(self) -> None:
+        """Record the stack of each checkout from now on."""
+        if not self._armed:
+            self._armed = True
+            self._watch = self._watching()
+
     def _watching(self) -> bool:
-        return self.options.leak_threshold is not None or self.events.wants("checkout", "checkin")
+        return (
+            self._armed
+            or self.options.leak_stacks
+            or self.events.wants("checkout", "checkin")
+            or followed.isEnabledFor(logging.DEBUG)
+        )
 
     def _note_checkout(self, conn: Any) -> None:
         entry = self.engine.held.get(id(conn))
         if entry is not None:
             entry.thread = threading.get_ident()
-            if self.options.leak_threshold is not None:
-                entry.stack = traceback.StackSummary.extract(
-                    traceback.walk_stack(sys._getframe(2)), limit=16, lookup_lines=False
-                )
+            entry.leaked, entry.suspect = False, None
+            entry.stack = take(sys._getframe(2)) if self._armed or self.options.leak_stacks else None
         try:
             self.events.emit("checkout", connection=conn)
         except BaseException:  # a timeout of gevent, a Ctrl-C: the caller will not see this connection
@@ -614,11 +629,9 @@ class Pool:
         entry = self.engine.held.get(id(conn))
         if entry is not None:
             if entry.leaked:
-                seconds = self._clock() - entry.since
-                logger.warning(
-                    "Pool %r: connection %d, reported as leaked, came back after %.1f s.", self.name, entry.id, seconds
-                )
-            entry.leaked, entry.stack = False, None
+                log_returned(self.name, entry.id, self._clock() - entry.since, entry.suspect or Suspect())
+            entry.leaked, entry.stack, entry.suspect = False, None, None
+            followed.debug("Returning %s to pool.", entry.id, extra={"pool": self.name, "connection": entry.id})
         self.events.emit("checkin", connection=conn)
 
     def _reaped(self, entry: Entry, seconds: float) -> None:
@@ -628,6 +641,7 @@ class Pool:
             self.name,
             entry.id,
             seconds,
+            extra={"pool": self.name, "connection": entry.id, "seconds": seconds},
         )
 
     # -- work in the background ---------------------------------------------------------------------------------

@@ -5,22 +5,29 @@ See https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#conne
 
 from __future__ import annotations
 
+import logging
 import threading
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from .core import Engine
     from .entries import Turn
     from .options import PoolOptions
 
+    Sink = Callable[[str, Sequence[float]], None]
+
 __all__ = ["BOUNDS", "Histogram", "PoolStats", "Recorder", "read_stats"]
+
+logger = logging.getLogger("peewee_frameworks.pool")
 
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Upper bounds of the histograms' buckets, in seconds; the last bucket has none (the convention's own advice)."""
+
+REASONS = 50  # kept apart; a caller may invent one for each close
 
 
 @dataclass(frozen=True)
@@ -126,10 +133,15 @@ class Recorder:
     """Counters and histograms of one pool. Off the fast path, so a lock of its own is affordable.
 
     It is reentrant: a finaliser that gives a connection back may run amid a count of the same thread.
+
+    Args:
+        sinks: called with the name of a histogram and the durations that were added to it; metrics libraries that make
+            histograms of their own listen here. The list is shared: one may be added at any time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sinks: list[Sink] | None = None) -> None:
         self._lock = threading.RLock()
+        self.sinks: list[Sink] = [] if sinks is None else sinks
         self.counters: dict[str, int] = {}
         self.closes: dict[str, int] = {}
         self.wait, self.use, self.create = _Sums(), _Sums(), _Sums()
@@ -142,22 +154,30 @@ class Recorder:
     def closed(self, reason: str) -> None:
         """Count a close under its reason."""
         with self._lock:
+            if reason not in self.closes and len(self.closes) >= REASONS:
+                reason = "other"
             self.closes[reason] = self.closes.get(reason, 0) + 1
 
     def waited(self, seconds: float) -> None:
         """Record the wait of a caller who had to queue."""
-        with self._lock:
-            self.wait.add((seconds,))
+        self._add(self.wait, "wait_time", (seconds,))
 
-    def used(self, batch: Iterable[float]) -> None:
+    def used(self, batch: Sequence[float]) -> None:
         """Record how long connections were out."""
-        with self._lock:
-            self.use.add(batch)
+        self._add(self.use, "use_time", batch)
 
     def created(self, seconds: float) -> None:
         """Record a connect that succeeded."""
+        self._add(self.create, "create_time", (seconds,))
+
+    def _add(self, sums: _Sums, name: str, batch: Sequence[float]) -> None:
         with self._lock:
-            self.create.add((seconds,))
+            sums.add(batch)
+        for sink in self.sinks:
+            try:
+                sink(name, batch)
+            except Exception:  # a listener's fault is not the pool's
+                logger.exception("A listener of a pool's statistics failed.")
 
     def read(self) -> dict[str, Any]:
         """Return what was counted, under the names of `PoolStats`."""

@@ -5,7 +5,6 @@ All decisions are made here, under the engine's lock and without I/O; the work i
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import sys
@@ -15,6 +14,7 @@ from peewee_frameworks.errors import PoolConnectTimeout
 
 from .entries import CHECK, CLOSE, OPEN, Entry, Turn, snapshot
 from .jobs import connect_failed
+from .leaks import look_for_leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from .pool import Pool
 
 __all__ = ["Upkeep", "reap"]
-
-logger = logging.getLogger("peewee_frameworks.pool")
 
 INTERVAL = 1.0  # seconds between two rounds when nothing is due earlier
 RENEWALS = 4  # connections renewed at a time, unless that is too slow for the number and their lifetime
@@ -42,9 +40,10 @@ class Upkeep:
         self._give_up_hanging(pool, engine, now)
         reap(engine, now, pool._reaped)
         self._serve_stranded(engine)
-        if pool.options.leak_threshold is not None:
-            self._report_leaks(pool, engine, now, pool.options.leak_threshold)
         nap: list[float] = [INTERVAL]
+        if pool.options.leak_threshold is not None:
+            nap.append(look_for_leaks(pool, engine, now, pool.options.leak_threshold))
+            nap.append(pool.options.leak_threshold)
 
         def change(turn: Turn) -> None:
             self._sweep(engine, turn)
@@ -179,26 +178,6 @@ class Upkeep:
             # Spread a little, so that what went idle together is not pinged together.
             if now - entry.since >= interval * random.uniform(0.8, 1.0) and Upkeep._take(engine, entry):  # noqa: S311
                 engine.inbox.append((CHECK, entry, "keepalive"))
-
-    # -- what leaked --------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _report_leaks(pool: Pool, engine: Engine, now: float, threshold: float) -> None:
-        for entry in snapshot(engine.held.values()):
-            seconds = now - entry.since
-            if seconds < threshold or entry.leaked:
-                continue
-            entry.leaked = True
-            pool._recorder.count("leaks")
-            stack = "".join(reversed(entry.stack.format())) if entry.stack is not None else "  (unknown)\n"
-            logger.warning(
-                "Pool %r: connection %d has been in use for %.1f s, longer than leak_threshold. Checked out at:\n%s",
-                pool.name,
-                entry.id,
-                seconds,
-                stack,
-            )
-            pool.events.emit("leak", connection=entry.conn, seconds=seconds)
 
 
 def reap(engine: Engine, now: float, report: Callable[[Entry, float], Any]) -> None:

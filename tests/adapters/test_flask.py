@@ -324,7 +324,7 @@ def test_atomic_requests_commit_or_roll_back_by_status_without_a_warning(models,
     with pytest.raises(RuntimeError, match="asked for"):
         client.get("/raise")
     assert rows(models) == 2
-    assert not [record for record in caplog.records if record.name == "peewee_frameworks"]
+    assert not [record for record in caplog.records if record.name.startswith("peewee_frameworks")]
 
 
 def test_a_commit_that_fails_reaches_the_500_handler(models):

@@ -13,7 +13,7 @@ import peewee
 
 from peewee_frameworks.config import connect_url
 
-TOKEN = "open-sesame"  # noqa: S105 - it guards nothing
+TOKEN = "open-sesame"
 
 db = connect_url(os.environ["SERVED_URL"])
 options: dict[str, Any] = {"check": "off", **json.loads(os.environ.get("SERVED_OPTIONS", "{}"))}

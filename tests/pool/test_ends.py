@@ -158,7 +158,7 @@ def test_55_a_live_owner_is_never_robbed():
 
 def test_56_a_leak_is_logged_with_its_stack_and_then_cleared(server, pool_of, caplog):
     clock = Clock()
-    pool = pool_of(leak_threshold=5, clock=clock)
+    pool = pool_of(leak_threshold=5, leak_stacks=True, clock=clock)
     leaks = []
     pool.on("leak", lambda connection, seconds: leaks.append((connection, seconds)))
 

@@ -1,0 +1,222 @@
+"""What is exported: one table of names, kinds and texts for all exporters, and the values that go with them.
+
+The names ``db.client.connection.*``, their kinds and units are OpenTelemetry's semantic conventions; the others are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.pool.entries import snapshot
+from peewee_frameworks.stats import PoolStats, pool_name, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from peewee_frameworks.pool.stats import Histogram
+    from peewee_frameworks.runtime import Runtime
+    from peewee_frameworks.state import State
+
+    Number = int | float
+    Value = Number | Histogram | Mapping[str, Number | None] | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: how it is called, and where its value stands in a `PoolStats`."""
+
+    name: str
+    """With dots, as OpenTelemetry has it."""
+    kind: Literal["gauge", "counter", "histogram"]
+    unit: str
+    """``s`` or, in braces, what is counted."""
+    text: str
+    read: Callable[[PoolStats], Value]
+    """Gives None where the pool cannot tell, and a mapping where there is a value for each value of `label`."""
+    label: str | None = None
+
+
+def _states(stats: PoolStats) -> Mapping[str, Number | None]:
+    return {state: getattr(stats, state) for state in ("idle", "used", "connecting", "checking", "closing")}
+
+
+_STATE, _REASON = "db.client.connection.state", "peewee.pool.close.reason"
+
+METRICS = (
+    Metric(
+        "db.client.connection.count",
+        "gauge",
+        "{connection}",
+        "Connections by state; their sum is what the server sees.",
+        _states,
+        _STATE,
+    ),
+    Metric(
+        "db.client.connection.max",
+        "gauge",
+        "{connection}",
+        "Connections that may be open at once.",
+        lambda stats: stats.max_connections,
+    ),
+    Metric(
+        "db.client.connection.idle.min",
+        "gauge",
+        "{connection}",
+        "Connections that are kept open though idle.",
+        lambda stats: stats.min_connections,
+    ),
+    Metric(
+        "db.client.connection.idle.max",
+        "gauge",
+        "{connection}",
+        "Connections that may be idle at once: as many as may be open.",
+        lambda stats: stats.max_connections,
+    ),
+    Metric(
+        "db.client.connection.pending_requests",
+        "gauge",
+        "{request}",
+        "Callers that wait for a connection now.",
+        lambda stats: stats.waiting,
+    ),
+    Metric(
+        "db.client.connection.timeouts",
+        "counter",
+        "{timeout}",
+        "Callers that waited for a connection in vain.",
+        lambda stats: stats.timeouts,
+    ),
+    Metric(
+        "db.client.connection.create_time",
+        "histogram",
+        "s",
+        "Time that it took to open a connection.",
+        lambda stats: stats.create_time,
+    ),
+    Metric(
+        "db.client.connection.wait_time",
+        "histogram",
+        "s",
+        "Time that callers waited who did not find a connection at once.",
+        lambda stats: stats.wait_time,
+    ),
+    Metric(
+        "db.client.connection.use_time",
+        "histogram",
+        "s",
+        "Time from taking a connection to giving it back.",
+        lambda stats: stats.use_time,
+    ),
+    Metric(
+        "peewee.pool.refused",
+        "counter",
+        "{request}",
+        "Callers that were not let into the queue: it was full, or they would not wait.",
+        lambda stats: stats.refused,
+    ),
+    Metric("peewee.pool.connects", "counter", "{connection}", "Connections opened.", lambda stats: stats.connects),
+    Metric(
+        "peewee.pool.connect_errors",
+        "counter",
+        "{error}",
+        "Attempts to connect that failed.",
+        lambda stats: stats.connect_errors,
+    ),
+    Metric(
+        "peewee.pool.closes",
+        "counter",
+        "{connection}",
+        "Connections closed, by reason.",
+        lambda stats: stats.closes,
+        _REASON,
+    ),
+    Metric(
+        "peewee.pool.invalidations",
+        "counter",
+        "{invalidation}",
+        "How often all connections opened so far were given up: the server was gone, or somebody asked for it.",
+        lambda stats: stats.generation,
+    ),
+    Metric(
+        "peewee.pool.pings",
+        "counter",
+        "{ping}",
+        "Round trips to see whether a server answers.",
+        lambda stats: stats.pings,
+    ),
+    Metric(
+        "peewee.pool.rollbacks",
+        "counter",
+        "{rollback}",
+        "Connections given back with a transaction open, which was rolled back.",
+        lambda stats: stats.rollbacks,
+    ),
+    Metric(
+        "peewee.pool.leaks",
+        "counter",
+        "{connection}",
+        "Connections in use for longer than leak_threshold.",
+        lambda stats: stats.leaks,
+    ),
+    Metric(
+        "peewee.pool.reaped",
+        "counter",
+        "{connection}",
+        "Connections taken back from threads and tasks that had ended.",
+        lambda stats: stats.reaped,
+    ),
+    Metric(
+        "peewee.pool.suspended",
+        "gauge",
+        "1",
+        "1 while the pool hands nothing out because somebody has suspended it.",
+        lambda stats: None if stats.suspended is None else int(stats.suspended),
+    ),
+)
+
+
+def pool_names(runtimes: Iterable[Runtime]) -> dict[State, str]:
+    """Name the pools of some applications so that no two have one name: with their alias where it takes that.
+
+    A database that several of them share is there once. What is not known yet is left out.
+    """
+    names: dict[State, str] = {}
+    for runtime in runtimes:
+        try:
+            states = dict(zip(runtime.databases, runtime.states, strict=True))
+        except ConfigurationError:
+            continue
+        for alias, state in states.items():
+            if state not in names:
+                names[state] = next(name for name in _candidates(pool_name(state), alias) if name not in names.values())
+    return names
+
+
+def _candidates(name: str, alias: str) -> Iterator[str]:
+    yield name
+    yield f"{name}/{alias}"
+    number = 2
+    while True:
+        yield f"{name}/{alias}#{number}"
+        number += 1
+
+
+def moments(runtimes: Iterable[Runtime]) -> list[tuple[str, PoolStats]]:
+    """Return the name and the statistics of each pool."""
+    runtimes = list(runtimes)
+    scopes = [scope for runtime in runtimes for scope in snapshot(runtime.live)]
+    return [(name, read(state, scopes)) for state, name in pool_names(runtimes).items()]
+
+
+def values(metric: Metric, moment: PoolStats) -> Iterator[tuple[str | None, Number | Histogram]]:
+    """Give the values of a metric that are known, each with the value of its label."""
+    value = metric.read(moment)
+    if metric.label is None:
+        if value is not None:
+            yield None, value  # type: ignore[misc]
+    else:
+        for label, part in (value or {}).items():  # type: ignore[union-attr]
+            if part is not None:
+                yield label, part
