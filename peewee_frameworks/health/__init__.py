@@ -124,7 +124,7 @@ class Health:
                 f"probe_timeout={timeout!r}: give seconds above 0; {PROBE_TIMEOUT} is the default."
             )
         self._orm = orm
-        self._series = Series(orm.stats)
+        self._series = Series(orm.stats, lambda: orm.runtime.queued)
         self._events: collections.deque[dict[str, Any]] = collections.deque(maxlen=EVENTS_KEPT)
         self._listening: set[int] = set()
         self._listen()
@@ -177,9 +177,12 @@ class Health:
             return Database("unavailable", seconds, "The pool is closed.")
         if stats is not None and stats.suspended:
             return Database("degraded", seconds, "The pool is suspended.")
-        if stats is not None and _is_saturated(stats):
-            who = "requests wait" if stats.waiting is None else f"{stats.waiting} wait"
-            return Database("degraded", seconds, f"All {stats.max_connections} connections are in use, and {who}.")
+        if stats is not None and stats.max_connections and (stats.used or 0) >= stats.max_connections:
+            # A pool that does not know who waits is taken to have somebody waiting when it has nothing left.
+            waiting = None if stats.waiting is None else stats.waiting + (self._orm.runtime.queued or 0)
+            if waiting is None or waiting > 0:
+                told = "" if waiting is None else f", and {waiting} wait"
+                return Database("degraded", seconds, f"All {stats.max_connections} connections are in use{told}.")
         return Database("ok", seconds)
 
     # -- the last minutes -----------------------------------------------------------------------------------------------
@@ -220,6 +223,7 @@ class Health:
             "worker": os.getpid(),
             "at": round(time.time(), 3),
             "ready": readiness.as_dict(),
+            "queued": self._orm.runtime.queued,
             "pools": {alias: stats.as_dict() for alias, stats in self._orm.stats().items()},
             "holders": [holder.as_dict() for holder in self._orm.holders()],
             "events": list(self._events)[::-1],
@@ -341,12 +345,6 @@ def _page_answer() -> Answer:
 @functools.cache
 def _page() -> str:
     return Path(__file__).with_name("status.html").read_text(encoding="utf-8")
-
-
-def _is_saturated(stats: Any) -> bool:
-    # A pool that does not know who waits is taken to have somebody waiting when it has nothing left.
-    full = stats.used is not None and stats.max_connections and stats.used >= stats.max_connections
-    return bool(full) and (stats.waiting is None or stats.waiting > 0)
 
 
 def _json(status: int, document: dict[str, Any]) -> Answer:
