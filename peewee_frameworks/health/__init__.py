@@ -261,11 +261,12 @@ class Health:
         return _json(503 if readiness.status == "unavailable" else 200, shown)
 
     def _metrics(self) -> Answer:
+        from peewee_frameworks.metrics import render  # noqa: PLC0415 - for those who scrape
+
         try:
-            metrics: Any = importlib.import_module("peewee_frameworks.metrics")
-            body, content_type = metrics.render(self._orm)
-        except ImportError as error:
-            return _json(404, {"detail": f"{error}. Install the extra: pip install 'peewee-frameworks[prometheus]'."})
+            body, content_type = render(self._orm)
+        except ConfigurationError as error:  # there is no prometheus_client
+            return _json(404, {"detail": str(error)})
         return Answer(200, body, content_type)
 
     def refused(self, *, guarded: bool) -> Answer:
