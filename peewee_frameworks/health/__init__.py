@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping
 
     from peewee_frameworks.extension import Extension
+    from peewee_frameworks.pool.stats import PoolStats
     from peewee_frameworks.state import State
 
 __all__ = ["NAMES", "Answer", "Database", "Health", "Readiness", "wants_guard"]
@@ -124,7 +125,7 @@ class Health:
                 f"probe_timeout={timeout!r}: give seconds above 0; {PROBE_TIMEOUT} is the default."
             )
         self._orm = orm
-        self._series = Series(orm.stats, lambda: orm.runtime.queued)
+        self._series = Series(self._stats, lambda: orm.runtime.queued)
         self._events: collections.deque[dict[str, Any]] = collections.deque(maxlen=EVENTS_KEPT)
         self._listening: set[int] = set()
         self._listen()
@@ -164,9 +165,15 @@ class Health:
         self._listen()
         return dict(zip(self._orm.databases, states, strict=True))
 
+    def _stats(self) -> dict[str, PoolStats]:
+        try:
+            return self._orm.stats()
+        except ConfigurationError:  # the configuration has not been read
+            return {}
+
     def _judge(self, outcomes: dict[str, Outcome]) -> Readiness:
         self._series.take()
-        stats = self._orm.stats()
+        stats = self._stats()
         return Readiness({alias: self._database(alias, found, stats.get(alias)) for alias, found in outcomes.items()})
 
     def _database(self, alias: str, outcome: Outcome, stats: Any) -> Database:
@@ -219,13 +226,14 @@ class Health:
             since: with the points of the plots after this moment; None leaves them out.
         """
         self._series.take()
+        stats = self._stats()
         found = {
             "worker": os.getpid(),
             "at": round(time.time(), 3),
             "ready": readiness.as_dict(),
             "queued": self._orm.runtime.queued,
-            "pools": {alias: stats.as_dict() for alias, stats in self._orm.stats().items()},
-            "holders": [holder.as_dict() for holder in self._orm.holders()],
+            "pools": {alias: each.as_dict() for alias, each in stats.items()},
+            "holders": [holder.as_dict() for holder in self._orm.holders()] if stats else [],
             "events": list(self._events)[::-1],
         }
         if since is not None:
