@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.support.databases import Place
 
 POOLED = {"sqlite": PooledSqliteDatabase, "mysql": PooledMySQLDatabase, "postgres": PooledPostgresqlDatabase}
+TOKEN = "open-sesame"
 PATIENCE = 15.0
 """Seconds for what takes none on a machine that has time."""
 
