@@ -243,7 +243,7 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
             super().commit()
 
     def rollback(self) -> None:
-        """Roll back. On a connection that was lost, all is rolled back already, and an error would hide the one that says so."""
+        """Roll back. On a lost connection all is rolled back already, and an error would hide the one that says so."""
         if not is_broken_off(self._state.conn):
             with self._noting():
                 super().rollback()
