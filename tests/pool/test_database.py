@@ -260,6 +260,7 @@ def test_a_query_on_a_connection_that_was_taken_back_says_so(db, end):
     db.connect()
     if end == "close":
         db.pool.close(0)
+        eventually(lambda: not db.pool.stats().total)  # SQLite's are closed in the background
     else:
         run_threads(1, lambda _: db.close_all() if end == "close_all" else db.close_stale(-1))
     expected = PoolClosed if end == "close" else PoolError
