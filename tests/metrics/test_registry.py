@@ -115,3 +115,16 @@ def test_reasons_that_callers_invent_do_not_grow_without_bound(tmp_path):
     }
     assert len(closes) == 51
     assert closes["other"] == 20
+
+
+def test_who_watches_over_pools_is_not_taken_for_one(tmp_path):
+    """A second return does nothing, with metrics and a watch for leaks in the process."""
+    db = PooledSqliteDatabase(tmp_path / "a.db")
+    orm = Extension({"ours": db, "stock": StockDatabase(tmp_path / "b.db")}, leak_threshold=60)
+    with closing(db.pool):
+        metrics.render(orm)
+        conn = db.pool.acquire()
+        db.pool.release(conn)
+        db.pool.discard(conn)
+        db.pool.invalidate_all("the connection is to be unknown")
+        db.pool.release(conn)
