@@ -14,7 +14,6 @@ import peewee
 from peewee_frameworks.config import connect_url
 from tests.health.helpers import TOKEN
 
-TOKEN = "open-sesame"
 
 db = connect_url(os.environ["SERVED_URL"])
 options: dict[str, Any] = {"check": "off", **json.loads(os.environ.get("SERVED_OPTIONS", "{}"))}
