@@ -253,15 +253,14 @@ def test_pictures_for_the_documentation(process, page):
     page.page.wait_for_timeout(85_000)
     with held(process, "2026"), held(process, "stock"):
         page.page.wait_for_timeout(3_000)
-        for name, width, scheme in (
-            ("status-light", 1440, "light"),
-            ("status-dark", 1440, "dark"),
-            ("status-tablet", 820, "light"),
-            ("status-phone", 390, "dark"),
+        for name, width, height, scheme in (
+            ("status-light", 1280, 1000, "light"),
+            ("status-dark", 1280, 1000, "dark"),
+            ("status-phone", 390, 844, "dark"),
         ):
             page.page.emulate_media(color_scheme=scheme)
-            page.page.set_viewport_size({"width": width, "height": 900})
+            page.page.set_viewport_size({"width": width, "height": height})
             page.page.wait_for_timeout(400)
-            (directory / f"{name}.png").write_bytes(page.page.screenshot(full_page=True))
+            (directory / f"{name}.png").write_bytes(page.page.screenshot())
     for thread in customers:
         thread.join(PATIENCE)
