@@ -347,11 +347,11 @@ class Engine:
                     waiter.wake()
                 except RuntimeError:  # its loop is closed: the grant goes to the next one
                     self.post("withdraw", waiter)
+            while turn.jobs:
+                self._dispatch([turn.jobs.pop(0)])
         finally:
-            if turn.wake:  # an interrupt; the others are woken all the same
-                self._after(Turn(turn.wake, []))
-        if turn.jobs:
-            self._dispatch(turn.jobs)
+            if turn.wake or turn.jobs:  # an interrupt; the others are woken and the rest is done all the same
+                self._after(turn)
         if self.revisit_wanted:
             at, self.revisit_wanted = self.revisit_wanted, 0.0
             self._revisit(at)
@@ -522,6 +522,8 @@ class Engine:
                 entry.renew_at = now + lifetime * random.uniform(0.7, 0.9)  # noqa: S311
             if entry.generation != self.generation or self.closed:
                 self.retire(entry, "opened before: " + (self.generation_reason or "the pool is closed"), turn)
+            elif len(self.entries) - len(self.connecting) - len(self.closing) > self.max:
+                self.retire(entry, "the pool was made smaller", turn)
             else:
                 self.idle.append(entry)
                 self._replace(now, turn)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from typing import TYPE_CHECKING, Any
 
 import peewee as typed_peewee
 import playhouse.pool as playhouse_pool
 
 from peewee_frameworks.aio.sync import AsyncIdiom
+from peewee_frameworks.drivers import is_broken_off
 from peewee_frameworks.errors import ConfigurationError
 
 from .drivers import pymysql_connection_class
@@ -26,6 +28,8 @@ __all__ = ["PooledDatabase", "PooledMySQLDatabase", "PooledPostgresqlDatabase", 
 
 # ``connect_timeout`` is a driver's argument too: it goes there, and the pool follows it.
 _OWN_OPTIONS = OPTION_NAMES - {"max_connections", "stale_timeout", "timeout", "connect_timeout"}
+# Arguments of libpq and of MySQL Connector that are spelled almost like an option of the pool.
+_ALIKE = frozenset({"keepalives", "connection_timeout"})
 _LIVE = frozenset({"password", "passwd", "user", "host", "port", "dsn", "conninfo"})
 
 
@@ -78,6 +82,11 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
         options = {name: kwargs.pop(name) for name in _OWN_OPTIONS & kwargs.keys()}
         given = {"max_connections": max_connections, "stale_timeout": stale_timeout, "timeout": timeout}
         options.update({name: value for name, value in given.items() if value is not None})
+        _refuse_typos(kwargs)
+        if "connect_timeout" in kwargs:  # the driver's too; the text of an environment variable is not what it takes
+            kwargs["connect_timeout"] = _number("connect_timeout", kwargs["connect_timeout"])
+            if kwargs["connect_timeout"] is None:
+                del kwargs["connect_timeout"]
         super(playhouse_pool.PooledDatabase, self).init(database, **kwargs)
         if any(callable(self.connect_params.get(name)) for name in _LIVE):
             self.connect_params = _LiveParams(self.connect_params)
@@ -104,6 +113,8 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
     # -- what the pool calls ------------------------------------------------------------------------------------
 
     def _open_connection(self) -> Any:
+        if self.deferred:
+            raise peewee.InterfaceError("Error, database must be initialized before opening a connection.")
         return super(playhouse_pool.PooledDatabase, self)._connect()
 
     def _prepare_connection(self, conn: Any) -> None:
@@ -240,9 +251,10 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
             super().commit()
 
     def rollback(self) -> None:
-        """Roll back."""
-        with self._noting():
-            super().rollback()
+        """Roll back. On a lost connection all is rolled back already, and an error would hide the one that says so."""
+        if not is_broken_off(self._state.conn):
+            with self._noting():
+                super().rollback()
 
     def _note_error(self, error: BaseException) -> None:
         state = self._state
@@ -250,6 +262,8 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
             return
         if isinstance(error, Exception):
             self._pool.note_error(state.conn, error)
+            if (explained := self._pool.taken_back(state.conn)) is not None:
+                raise explained from error
         else:  # Ctrl-C, a timeout of gevent: the answer may still be under way, and would be the next user's
             self._pool.doom(state.conn, "a statement was interrupted")
 
@@ -285,10 +299,14 @@ class _PooledMySQLDatabase(PooledDatabase):
     def _open_connection(self) -> Any:
         opener: Any = super(playhouse_pool.PooledDatabase, self)._connect
         driver: Any = peewee.mysql
-        if opener.__func__ is peewee.MySQLDatabase._connect and getattr(driver, "__name__", "") == "pymysql":
+        if (
+            not self.deferred
+            and opener.__func__ is peewee.MySQLDatabase._connect
+            and getattr(driver, "__name__", "") == "pymysql"
+        ):
             connection = pymysql_connection_class()
             return connection(database=self.database, autocommit=True, **self.connect_params)
-        return opener()
+        return super()._open_connection()
 
 
 class PooledMySQLDatabase(_PooledMySQLDatabase, peewee.MySQLDatabase):
@@ -298,10 +316,15 @@ class PooledMySQLDatabase(_PooledMySQLDatabase, peewee.MySQLDatabase):
 class _PooledPostgresqlDatabase(PooledDatabase):
     def init(self, database: Any, *args: Any, **kwargs: Any) -> None:
         """See `PooledDatabase.init`; libpq is told the pool's default ``connect_timeout``, having none of its own."""
+        if "password=" in str(database) and "://" not in str(database):
+            raise ConfigurationError(
+                "Peewee takes the database for its name, and PostgreSQL would quote it, password included, as one that does "
+                "not exist. Use a URL, postgresql://user@host/name, or keywords: PooledPostgresqlDatabase('name', host=…)."
+            )
         super().init(database, *args, **kwargs)
         described = f"{database} {self.connect_params.get('dsn', '')} {self.connect_params.get('conninfo', '')}"
-        if "connect_timeout" not in described:
-            self.connect_params.setdefault("connect_timeout", int(self._pool.options.connect_timeout))
+        if "connect_timeout" not in described and "connect_timeout" not in self.connect_params:
+            self.connect_params["connect_timeout"] = int(self._pool.options.connect_timeout)
 
 
 class PooledPostgresqlDatabase(_PooledPostgresqlDatabase, peewee.PostgresqlDatabase):
@@ -310,14 +333,16 @@ class PooledPostgresqlDatabase(_PooledPostgresqlDatabase, peewee.PostgresqlDatab
 
 class _PooledSqliteDatabase(PooledDatabase):
     def init(self, database: Any, *args: Any, **kwargs: Any) -> None:
-        """See `PooledDatabase.init`; a pooled connection moves between threads, and ``:memory:`` is one connection."""
+        """See `PooledDatabase.init`; a pooled connection moves between threads, and ``:memory:`` is one that never ages."""
         if kwargs.setdefault("check_same_thread", False):
             raise ConfigurationError(
                 "check_same_thread=True binds a connection to one thread, but a pool hands it to others. Remove it."
             )
+        limits = {"connect_timeout": kwargs.pop("connect_timeout")} if "connect_timeout" in kwargs else {}
         super().init(database, *args, **kwargs)
-        if database is not None and str(database) in ("", ":memory:"):
-            self._configure_pool({"max_connections": 1})
+        if database is not None and _is_private(str(database)):
+            limits.update(max_connections=1, stale_timeout=None, idle_timeout=None)
+        self._configure_pool(limits)
 
 
 class PooledSqliteDatabase(_PooledSqliteDatabase, peewee.SqliteDatabase):
@@ -335,11 +360,29 @@ class _LiveParams(dict[str, Any]):
         return iter(list(super().keys()))
 
 
+def _refuse_typos(arguments: Mapping[str, Any]) -> None:
+    """Refuse what is all but the name of an option: the driver would get it, and complain when it first connects."""
+    for name in arguments.keys() - OPTION_NAMES - _ALIKE:
+        if close := difflib.get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.85):
+            raise ConfigurationError(f"Unknown option {name}. Did you mean {close[0]}?")
+
+
+def _is_private(database: str) -> bool:
+    """Say whether each connection to an SQLite database would have one of its own, which ends with it."""
+    if database.startswith("file:"):
+        return "cache=shared" not in database and ("mode=memory" in database or database.startswith("file::memory:"))
+    return database in ("", ":memory:")
+
+
 def _number(name: str, value: Any) -> Any:
-    if not isinstance(value, str) or name in ("pool_name", "on_connect_error"):
+    if not isinstance(value, str) or name in ("pool_name", "on_connect_error", "lifo"):
         return value
     try:
-        return float(value) if "." in value else int(value)
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        return float(value)
     except ValueError:
         raise ConfigurationError(f"{name} must be a number, not {value!r}.") from None
 

@@ -41,10 +41,12 @@ class Events:
         """Call ``listener(**details)`` at every ``event``; for the names and details see ``EVENTS``.
 
         Raises:
-            ConfigurationError: there is no such event.
+            ConfigurationError: there is no such event, or the listener cannot be called.
         """
         if event not in EVENTS:
             raise ConfigurationError(f"There is no pool event {event!r}; there are {', '.join(EVENTS)}.")
+        if not callable(listener):
+            raise ConfigurationError(f"The listener of the pool event {event!r} must be a function, not {listener!r}.")
         self._listeners[event].append(listener)
         return listener
 

@@ -64,6 +64,8 @@ class PoolOptions:
             _check_seconds(name, getattr(self, name), zero=name in _ZERO_ALLOWED)
         if self.on_connect_error not in ("raise", "retry"):
             raise ConfigurationError(f"on_connect_error must be 'raise' or 'retry', not {self.on_connect_error!r}.")
+        if self.lifo not in (True, False):
+            raise ConfigurationError(f"lifo must be True or False, not {self.lifo!r}.")
         if self.max_connections and self.min_connections > self.max_connections:
             raise ConfigurationError(
                 f"min_connections ({self.min_connections}) is larger than max_connections ({self.max_connections})."
@@ -114,14 +116,19 @@ def _check_seconds(name: str, value: Any, *, zero: bool) -> None:
         raise ConfigurationError(f"{name} must be {'at least' if zero else 'more than'} 0 seconds, not {value!r}.")
 
 
-def seconds_to_wait(timeout: float | None) -> tuple[bool, float | None]:
-    """Translate playhouse's timeout: ``None`` does not wait, 0 waits for ever.
+def seconds_to_wait(timeout: object) -> tuple[bool, float | None]:
+    """Translate playhouse's timeout: ``None`` does not wait, 0 waits for ever. What is left of a budget may be negative.
 
     Returns:
         Whether to wait at all, and for how many seconds (``None``: for ever).
+
+    Raises:
+        ConfigurationError: it is no number of seconds.
     """
     if timeout is None:
         return False, None
-    if timeout == 0 or math.isinf(timeout):
+    if not isinstance(timeout, int | float) or math.isnan(timeout):
+        raise ConfigurationError(f"timeout must be a number of seconds, or None, not {timeout!r}.")
+    if timeout in (0, math.inf):
         return True, None
     return True, timeout

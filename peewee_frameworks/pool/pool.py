@@ -25,7 +25,7 @@ from peewee_frameworks.waiting import lending
 
 from .core import Engine
 from .drivers import Driver, driver_of
-from .entries import CLOSE, CONNECT, Entry, Job, Turn, snapshot
+from .entries import CLEAN, CLOSE, CONNECT, Entry, Job, Turn, snapshot
 from .events import Events
 from .jobs import followed, run_job
 from .leaks import Suspect, log_returned
@@ -145,7 +145,8 @@ class Pool:
         engine = self.engine
 
         def change(_turn: Turn) -> None:
-            engine.closed = engine.shut = False
+            if engine.closed:  # what is suspended stays so until `resume`
+                engine.closed = engine.shut = False
             engine.retry_at = 0.0
 
         engine.locked(change)
@@ -405,6 +406,8 @@ class Pool:
         late = len(engine.held) + len(engine.granted) < engine.max and (engine.connecting or engine.last_error)
         kind = PoolConnectTimeout if late else PoolTimeout
         what = "no connection could be opened" if late else "no connection came back"
+        if engine.shut:
+            kind, what = PoolTimeout, "the pool is suspended, and resume() was not called"
         error = self._error(kind, f"{what} within {waited:.3f} s")
         error.__cause__ = engine.last_error
         self.events.emit("timeout", error=error)
@@ -438,19 +441,23 @@ class Pool:
         An open transaction is rolled back in the background, with a warning in the log.
 
         Raises:
-            ForeignConnection: the connection is another pool's, or nobody's.
+            ForeignConnection: the connection is another pool's.
         """
-        if self._watch:
-            self._note_checkin(conn)
-        if self._engine is None or self._engine.checkin(conn) is None:
-            self._check_known(conn)
+        try:
+            if self._watch:
+                self._note_checkin(conn)
+        finally:  # a timeout of gevent, a Ctrl-C in a listener: it comes back all the same
+            if self._engine is None or self._engine.checkin(conn) is None:
+                self._check_known(conn)
 
     def discard(self, conn: Any, reason: str = "discarded") -> None:
         """Check a connection in that must not be used again; it is closed in the background."""
-        if self._watch:
-            self._note_checkin(conn)
-        if self._engine is None or not self._engine.discard(conn, reason):
-            self._check_known(conn)
+        try:
+            if self._watch:
+                self._note_checkin(conn)
+        finally:
+            if self._engine is None or not self._engine.discard(conn, reason):
+                self._check_known(conn)
 
     def doom(self, conn: Any, reason: str) -> None:
         """Have a connection closed when it comes back."""
@@ -575,6 +582,25 @@ class Pool:
         if self._driver.is_disconnect(error, conn):
             self.invalidate_all(f"a query lost its connection ({type(error).__name__})")
 
+    def taken_back(self, conn: Any) -> PoolError | None:
+        """Explain why a connection fails its user: it was closed under its hands. ``None`` if it was not."""
+        engine = self._engine
+        if engine is None or id(conn) in engine.held:
+            return None
+        try:
+            if self._driver_of(conn).condition(conn) in (None, CLEAN):
+                return None  # disposed of, and it works
+        except Exception:  # so does a closed one answer, in some drivers
+            logger.debug("Pool %r: the state of a connection cannot be read.", self.name, exc_info=True)
+        if engine.closed:
+            return PoolClosed(
+                f"Pool {self.name!r} was closed while this connection was in use. Open it again with pool.open()."
+            )
+        return PoolError(
+            f"Pool {self.name!r}: this connection was closed while it was in use, by close_stale(), close_all() or "
+            "pool.close_held(). Close it here too, and connect again."
+        )
+
     def maintain(self) -> float | None:
         """Do the upkeep that is due; called by the maintainer.
 
@@ -627,11 +653,12 @@ class Pool:
 
     def _note_checkin(self, conn: Any) -> None:
         entry = self.engine.held.get(id(conn))
-        if entry is not None:
-            if entry.leaked:
-                log_returned(self.name, entry.id, self._clock() - entry.since, entry.suspect or Suspect())
-            entry.leaked, entry.stack, entry.suspect = False, None, None
-            followed.debug("Returning %s to pool.", entry.id, extra={"pool": self.name, "connection": entry.id})
+        if entry is None:
+            return
+        if entry.leaked:
+            log_returned(self.name, entry.id, self._clock() - entry.since, entry.suspect or Suspect())
+        entry.leaked, entry.stack, entry.suspect = False, None, None
+        followed.debug("Returning %s to pool.", entry.id, extra={"pool": self.name, "connection": entry.id})
         self.events.emit("checkin", connection=conn)
 
     def _reaped(self, entry: Entry, seconds: float) -> None:

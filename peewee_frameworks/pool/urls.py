@@ -47,6 +47,12 @@ def connect(url: str, **options: Any) -> Any:
     """
     from playhouse import db_url  # noqa: PLC0415 - imports every driver there is
 
+    given: Any = url
+    if not isinstance(given, str) or not given:
+        raise ConfigurationError(
+            f"A database URL must be a string such as mysql+pool://user@host/name, not {given!r}. Is its environment "
+            "variable set?"
+        )
     scheme = split_url(url).scheme
     name = _CLASSES.get(scheme.removesuffix("+pool"))
     if name is None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from peewee_frameworks.errors import PoolExhausted
+from peewee_frameworks.errors import PoolExhausted, PoolTimeout
 from tests.support.concurrency import eventually, run_threads
 
 from .stub import Clock, StubError, numbers, settled
@@ -152,6 +152,19 @@ def test_47_a_resize_that_makes_room_serves_who_waits(server, pool_of):
     assert got[0] is not conn
 
 
+def test_47_a_resize_reaches_the_connects_under_way(server, pool_of):
+    gate = server.hang()
+    pool = pool_of(max_connections=8, min_connections=8)
+    pool.open()
+    for _ in range(8):
+        assert server.arrived.acquire(timeout=10)
+    pool.resize(2, 0)
+    gate.set()
+    eventually(lambda: server.connects == 8 and settled(pool))
+    assert numbers(pool) == (2, 0, 0)
+    assert server.open == 2
+
+
 def test_48_a_drain_replaces_every_connection(server, pool_of):
     pool = pool_of(max_connections=4)
     conns = [pool.acquire() for _ in range(4)]
@@ -182,6 +195,15 @@ def test_49_suspend_holds_and_resume_serves(server, pool_of):
     thread.join(5)
     assert got
     pool.release(got[0])
+
+
+def test_49_who_waits_in_vain_is_told_of_the_suspension(pool_of):
+    pool = pool_of()
+    pool.release(pool.acquire())
+    pool.suspend()
+    with pytest.raises(PoolTimeout, match=r"suspended.*resume\(\)"):
+        pool.acquire(timeout=0.01)
+    pool.resume()
 
 
 def test_49_suspend_may_throw_instead(server, pool_of):

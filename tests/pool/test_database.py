@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import threading
 
 import peewee
 import playhouse.pool
+import psycopg
+import pymysql.connections
 import pytest
 from playhouse import db_url
 from playhouse.pool import MaxConnectionsExceeded
 
 import peewee_frameworks.pool as ours
-from peewee_frameworks.errors import ConfigurationError, PoolExhausted
+from peewee_frameworks.errors import ConfigurationError, PoolClosed, PoolError, PoolExhausted
 from peewee_frameworks.pool import PooledDatabase, PooledMySQLDatabase, PooledPostgresqlDatabase, PooledSqliteDatabase
 from peewee_frameworks.state import install
 from tests.support.concurrency import eventually, run_threads
@@ -183,6 +186,104 @@ def test_options_are_validated_by_name(tmp_path):
         PooledSqliteDatabase(str(tmp_path / "x.db"), check_same_thread=True)
 
 
+@pytest.mark.parametrize(("typo", "option"), [("max_connection", "max_connections"), ("stale_timout", "stale_timeout")])
+def test_what_is_all_but_the_name_of_an_option_is_refused(typo, option):
+    """The driver would get it, and complain at the first connect, in its own words."""
+    with pytest.raises(ConfigurationError, match=rf"{typo}\b.*{option}\?"):
+        PooledSqliteDatabase("x.db", **{typo: 3})
+    db = PooledSqliteDatabase(None)
+    with pytest.raises(ConfigurationError, match=option):
+        db.init("x.db", **{typo: 3})
+
+
+def test_arguments_of_drivers_are_not_taken_for_typos():
+    names = {*inspect.signature(pymysql.connections.Connection).parameters}
+    names |= {default.keyword.decode() for default in psycopg.pq.Conninfo.get_defaults()}
+    names |= {"connection_timeout", "pool_size", "read_timeout", "cached_statements", "isolation_level"}
+    db = PooledPostgresqlDatabase("x", **dict.fromkeys(names - {"connect_timeout", "database", "self"}))
+    assert "keepalives" in db.connect_params
+
+
+def test_connect_timeout_is_an_option_on_every_database(tmp_path):
+    """SQLite's driver has none; the text of an environment variable is no number to PyMySQL; libpq has no infinity."""
+    db = PooledSqliteDatabase(str(tmp_path / "x.db"), connect_timeout="3")
+    assert db.pool.options.connect_timeout == 3
+    assert "connect_timeout" not in db.connect_params
+    db.connect()
+    db.close()
+    db.pool.close()
+    assert PooledMySQLDatabase("x", connect_timeout="3").connect_params["connect_timeout"] == 3
+    assert "connect_timeout" not in PooledMySQLDatabase("x", connect_timeout=None).connect_params
+    assert PooledPostgresqlDatabase("x", connect_timeout=None).connect_params["connect_timeout"] == 10
+    PooledPostgresqlDatabase("x", connect_timeout=float("inf"))
+    with pytest.raises(ConfigurationError, match="connect_timeout"):
+        PooledMySQLDatabase("x", connect_timeout="soon")
+
+
+def test_a_connection_string_in_place_of_a_name_is_refused_without_its_password():
+    """PostgreSQL would say that the database "host=… password=…" does not exist."""
+    with pytest.raises(ConfigurationError) as caught:
+        PooledPostgresqlDatabase("host=h dbname=shop password=secret")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", [PooledSqliteDatabase, PooledMySQLDatabase])
+def test_the_pool_of_a_deferred_database_does_not_connect(cls):
+    db = cls(None)
+    with pytest.raises(peewee.InterfaceError, match="initialized"):
+        db.pool.acquire(timeout=5)
+    db.pool.close(0)
+
+
+@pytest.mark.parametrize("place", [":memory:", "file::memory:", "file:some?mode=memory"])
+def test_58_a_private_database_is_one_connection_that_does_not_age(place):
+    """Its end would be the end of its tables; tests often run with the options of production."""
+    db = PooledSqliteDatabase(
+        place, max_connections=8, stale_timeout=300, idle_timeout=60, uri=place.startswith("file")
+    )
+    options = db.pool.options
+    assert (options.max_connections, options.stale_timeout, options.idle_timeout) == (1, None, None)
+    db.execute_sql("create table t (x)")
+    db.close()
+    assert db.get_tables() == ["t"]
+    db.close()
+    db.pool.close()
+
+
+def test_a_shared_memory_database_has_as_many_connections_as_asked_for():
+    assert PooledSqliteDatabase("file:some?mode=memory&cache=shared", uri=True).pool.options.max_connections == 20
+
+
+@pytest.mark.parametrize("end", ["close_all", "close_stale", "close"])
+def test_a_query_on_a_connection_that_was_taken_back_says_so(db, end):
+    """The driver would say "(0, '')", or speak of a bad parameter."""
+    db.connect()
+    if end == "close":
+        db.pool.close(0)
+        eventually(lambda: not db.pool.stats().total)  # SQLite's are closed in the background
+    else:
+        run_threads(1, lambda _: db.close_all() if end == "close_all" else db.close_stale(-1))
+    expected = PoolClosed if end == "close" else PoolError
+    for _ in range(2):
+        with pytest.raises(expected, match=r"while (this connection|it) was in use") as caught:
+            db.execute_sql("select 1")
+        assert isinstance(caught.value.__cause__, Exception)
+    with pytest.raises(expected, match="in use"), db.atomic():
+        pass
+    db.close()
+    if end != "close":
+        assert db.execute_sql("select 1").fetchone() == (1,)
+
+
+def test_an_error_on_a_connection_that_was_forgotten_keeps_its_name(db):
+    db.connect()
+    run_threads(1, lambda _: db.dispose())
+    with pytest.raises(peewee.OperationalError, match="syntax") as caught:
+        db.execute_sql("bogus")
+    assert not isinstance(caught.value, PoolError)
+    db.close()
+
+
 def test_raw_sql_that_leaves_a_transaction_open_is_rolled_back(db):
     with db.connection_context():
         db.execute_sql("create table t (x)")
@@ -236,6 +337,9 @@ def test_urls_that_cannot_work_are_refused_without_their_password():
         with pytest.raises(ConfigurationError) as caught:
             ours.connect(url)
         assert "secret" not in str(caught.value)
+    for unset in (None, "", 5):
+        with pytest.raises(ConfigurationError, match="environment variable"):
+            ours.connect(unset)
 
 
 def test_playhouses_own_table_of_urls_changes_only_when_told_to(monkeypatch):

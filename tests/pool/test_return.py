@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from peewee_frameworks.errors import ForeignConnection
+from peewee_frameworks.errors import ConfigurationError, ForeignConnection
 from tests.support.concurrency import eventually, run_threads
 
 from .stub import StubError, make_pool, numbers, settled
@@ -127,3 +127,36 @@ def test_a_pool_that_was_collected_left_no_pool_to_name(server):
     conn = pool.acquire()
     pool.close(0)
     pool.release(conn)  # not in use here any more: no error either
+
+
+def test_40_a_double_return_is_told_to_nobody(pool_of):
+    pool = pool_of()
+    returns = []
+    pool.on("checkin", lambda **details: returns.append(details["connection"]))
+    conn = pool.acquire()
+    for _ in range(3):
+        pool.release(conn)
+    pool.release(object())
+    assert returns == [conn]
+
+
+@pytest.mark.parametrize("end", ["release", "discard"])
+def test_a_listener_that_raises_what_is_no_exception_does_not_keep_a_connection_from_coming_back(pool_of, end):
+    """A greenlet's timeout, say: it goes on to the caller, who has no reason to return the connection once more."""
+    pool = pool_of()
+
+    def listener(connection):
+        raise KeyboardInterrupt
+
+    pool.on("checkin", listener)
+    conn = pool.acquire()
+    with pytest.raises(KeyboardInterrupt):
+        getattr(pool, end)(conn)
+    assert pool.stats().used == 0 or pool.stats().closing == 1
+    eventually(lambda: settled(pool))
+    assert numbers(pool) == (1 if end == "release" else 0, 0, 0)
+
+
+def test_a_listener_must_be_callable(pool_of):
+    with pytest.raises(ConfigurationError, match="checkin"):
+        pool_of().on("checkin", None)

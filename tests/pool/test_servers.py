@@ -68,6 +68,21 @@ def test_26_a_connection_killed_in_use_is_not_used_again_and_the_others_are_susp
     eventually(lambda: settled(db.pool) and numbers(db.pool) == (1, 0, 0))
 
 
+def test_26_a_connection_killed_in_a_transaction_is_what_the_error_tells_of(place, open_pool):
+    """Not the ROLLBACK that cannot be sent any more: with PyMySQL, that is "(0, '')"."""
+    db = open_pool(place)
+    with (
+        pytest.raises((peewee.OperationalError, peewee.InterfaceError)) as caught,
+        db.connection_context(),
+        db.atomic(),
+    ):
+        db.execute_sql("select 1").fetchone()
+        place.kill_sessions()
+        db.execute_sql("select 2")
+    assert "rollback" not in {entry.name for entry in caught.traceback}
+    assert one(db) == (1,)
+
+
 def test_27_a_deaf_server_costs_no_more_than_the_timeout(place, open_pool):
     with Proxy(place.address) as proxy:
         db = open_pool(place.via(*proxy.address), ping_after=0, max_connections=1)
@@ -105,18 +120,12 @@ def test_29_after_a_restart_everybody_is_served_in_about_one_connect_time(place,
 
 def test_30_a_healthy_request_costs_one_round_trip(place, open_pool):
     with Proxy(place.address) as proxy:
-        db = open_pool(place.via(*proxy.address))
+        db = open_pool(place.via(*proxy.address), ping_after=60)  # the machine may be slow
         one(db)
-        before = proxy.counters.round_trips if hasattr(proxy.counters, "round_trips") else None
-        proxy.delay(0.03)
-        start = time.perf_counter()
+        before = proxy.counters.round_trips
         for _ in range(3):
             one(db)
-        took = time.perf_counter() - start
-        proxy.restore()
-        assert took < 3 * 0.06 * 1.6, took  # there and back is 0.06 s; a second round trip would make it 0.36
-        if before is not None:
-            assert proxy.counters.round_trips - before == 3
+        assert proxy.counters.round_trips - before == 3
 
 
 def test_31_a_ping_leaves_no_transaction(place, open_pool):

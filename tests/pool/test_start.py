@@ -27,6 +27,7 @@ from .stub import StubError, numbers, settled
         ({"keepalive": 60, "idle_timeout": 30}, ["keepalive", "idle_timeout"]),
         ({"idle_timeout": 600, "stale_timeout": 300}, ["idle_timeout", "stale_timeout"]),
         ({"on_connect_error": "hope"}, ["on_connect_error"]),
+        ({"lifo": "no"}, ["lifo"]),
         ({"leak_threshold": float("nan")}, ["leak_threshold"]),
     ],
 )
@@ -123,3 +124,12 @@ def test_06_and_23_a_hook_that_raises_anything_closes_the_connection(server, poo
         pool.acquire()
     assert server.open == 0
     assert pool.stats().total == 0
+
+
+def test_05_opening_an_open_pool_does_not_end_its_suspension(pool_of):
+    pool = pool_of()
+    pool.suspend()
+    pool.open()
+    assert pool.stats().suspended
+    pool.resume()
+    pool.release(pool.acquire())
