@@ -58,6 +58,11 @@ class Queue:
                 self._waiters.remove(waiter)
         return granted
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiters)
+
     def leave(self) -> None:
         """Give the place to the next in line."""
         while self._waiters:
@@ -174,6 +179,11 @@ class Runner:
             f"{scope.label}: waited {self.timeout:g} s to be admitted; {self.threads} other units of work were running or "
             "holding a connection. Raise the pool's max_connections, or shorten the work."
         )
+
+    @property
+    def waiting(self) -> int:
+        """How many scopes wait to be admitted; from any thread."""
+        return sum(gate.waiting for gate in self._gates.copy().values())
 
     def close(self) -> None:
         """Let the threads end when their calls do."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -104,4 +105,6 @@ class Control:
             return list(self.notes[name])
         if ask == "forget":
             return self._forget()
+        if ask == "collect":
+            return gc.collect()
         return self._stats()
