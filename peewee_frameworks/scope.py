@@ -17,7 +17,7 @@ import peewee
 
 from .background import background
 from .errors import ConfigurationError
-from .frame import Frames, current_frames, native_thread, running_loop
+from .frame import Frames, current_frames, in_greenlet, native_thread, running_loop
 from .state import State, install
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Scope(Frames):
         self.parent: Scope | None = parent
         self.owner = owner
         self.frames = {}
-        if running_loop() is None:
+        if running_loop() is None and not in_greenlet():
             self.thread = native_thread()
         if owner is None:
             _open[id(self)] = weakref.ref(self)

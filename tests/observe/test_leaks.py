@@ -400,6 +400,44 @@ def test_a_forked_child_has_a_watch_of_its_own(tmp_path):
         assert any(line.startswith(f"{pid} Pool") and f"by {label}" in line for line in done.stdout.splitlines())
 
 
+GREENLETS = """
+from gevent import monkey
+monkey.patch_all()
+import logging, sys
+import gevent, gevent.event
+from peewee_frameworks import connection_scope
+from peewee_frameworks.extension import Extension
+from peewee_frameworks.pool import PooledSqliteDatabase
+told, done = gevent.event.Event(), gevent.event.Event()
+class Told(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage(), flush=True)
+        told.set()
+logging.getLogger("peewee_frameworks.pool").addHandler(Told())
+db = PooledSqliteDatabase(sys.argv[1])
+orm = Extension(db, leak_threshold=0.05)
+def view():
+    with connection_scope(db, label="job"):
+        db.execute_sql("SELECT 1")
+        done.wait(20)
+greenlet = gevent.spawn(view)
+greenlet.name = "the-view"
+assert told.wait(20)
+print([(holder.label, holder.owner) for holder in orm.holders()])
+done.set()
+greenlet.join()
+"""
+
+
+def test_a_suspended_greenlet_is_found(tmp_path):
+    """For a report; `holders` does not look through all objects for one, and names no owner rather than the hub's thread."""
+    arguments = [sys.executable, "-c", GREENLETS, str(tmp_path / "leaks.db")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert ", by job in greenlet 'the-view'. Its holder is now at:\n" in done.stdout
+    assert "in view\n" in done.stdout
+    assert "[('job', None)]\n" in done.stdout
+
+
 @pytest.mark.parametrize(("name", "value"), [("leak_threshold", 0), ("leak_threshold", "x"), ("leak_stacks", 2)])
 def test_options_that_cannot_be_are_named(tmp_path, name, value):
     with pytest.raises(ConfigurationError, match=name):
