@@ -325,7 +325,9 @@ class Guarded:
             frame.begin_request_transaction()
         except BaseException:
             # An open connection without its transaction would let the next statement commit by itself.
-            frame.state.drop(frame._detach())
+            # What was lost or cancelled on the way, an asynchronous driver has dropped by itself.
+            if (conn := frame._detach()) is not None:
+                frame.state.drop(conn)
             raise
 
     def _connect_here(self, *args: Any, **kwargs: Any) -> bool:
