@@ -708,11 +708,10 @@ def test_a_block_that_ends_while_a_child_is_inside_a_statement_is_not_committed_
 def test_a_savepoint_that_cannot_be_rolled_back_says_so(place, db, note):
     """It is not left out in silence because a connection in the middle of an answer looks broken."""
     with connection_scope(db):
-        with pytest.raises(ConcurrentUse), db.atomic():
-            with db.atomic():
-                note.create(text="half")
-                busy = Busy(place, db)
-                raise ValueError
+        with pytest.raises(ConcurrentUse), db.atomic(), db.atomic():
+            note.create(text="half")
+            busy = Busy(place, db)
+            raise ValueError
         busy.open()
         assert busy.late.result(DEADLINE) == 1
     with connection_scope(db):
