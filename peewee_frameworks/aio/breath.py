@@ -1,6 +1,6 @@
 """Many units of work on one loop: a turn of the loop ends before it gets long.
 
-Answers come in together, and each lets a task go on: read its rows, make a model, send the next statement, some 0.3 ms of Python.
+Answers come in together, and each lets a task go on: read its rows, make a model, send the next statement, 0.3 ms of Python.
 A hundred of them in one turn are 30 ms in which the loop reads no socket and fires no timer. So whoever wants to send a
 statement asks first; when the turn has gone on for long enough, he goes on in one of the next.
 """
