@@ -134,6 +134,11 @@ class Dock:
             raise RuntimeError("the event loop is gone")
         return loop
 
+    @property
+    def waiting(self) -> int:
+        """How many scopes wait for a place; from any thread."""
+        return len(self._pending)
+
     def start(self, call: Call) -> None:
         """Have a call run, as soon as its scope has a place."""
         place = call.place

@@ -146,6 +146,11 @@ class Runner:
                 )
             )
 
+    @property
+    def waiting(self) -> int:
+        """How many scopes wait to be admitted; from any thread."""
+        return sum(dock.waiting for dock in self._docks.copy().values())
+
     def close(self) -> None:
         """Let the threads end when their calls do."""
         self._crew.dismiss()

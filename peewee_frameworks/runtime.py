@@ -390,6 +390,11 @@ class Runtime:
             self._runner = Runner(threads, None if timeout == float("inf") else timeout)
         return self._runner
 
+    @property
+    def queued(self) -> int | None:
+        """How many units of work wait to be admitted to `run`, before they may wait for a connection; None: never used."""
+        return None if self._runner is None else self._runner.waiting
+
     # -- start and end --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:

@@ -37,16 +37,16 @@ class NoURL(LiveError):
 
 @dataclass(frozen=True)
 class Pool:
-    """What is shown of one pool; times in seconds, totals since its start."""
+    """What is shown of one pool; times in seconds, totals since its start. None is what its kind of pool cannot tell."""
 
-    used: int
-    idle: int
-    connecting: int
-    waiting: int
+    used: int | None
+    idle: int | None
+    connecting: int | None
+    waiting: int | None
     size: int | None
-    timeouts: int
-    leaks: int
-    checkouts: int
+    timeouts: int | None
+    leaks: int | None
+    checkouts: int | None
     waits: tuple[int, float]
     uses: tuple[int, float]
 
@@ -158,19 +158,26 @@ def parse(body: bytes, source: str) -> Status:
 
 
 def _pool(stats: Mapping[str, Any]) -> Pool:
-    wait, use = stats["wait_time"], stats["use_time"]
     return Pool(
-        used=int(stats["used"]),
-        idle=int(stats["idle"]),
-        connecting=int(stats["connecting"]),
-        waiting=int(stats["waiting"]),
-        size=stats["max_connections"],
-        timeouts=int(stats["timeouts"]),
-        leaks=int(stats["leaks"]),
-        checkouts=int(stats["checkouts"]),
-        waits=(int(wait["count"]), float(wait["sum"])),
-        uses=(int(use["count"]), float(use["sum"])),
+        used=_count(stats["used"]),
+        idle=_count(stats["idle"]),
+        connecting=_count(stats["connecting"]),
+        waiting=_count(stats["waiting"]),
+        size=_count(stats["max_connections"]),
+        timeouts=_count(stats["timeouts"]),
+        leaks=_count(stats["leaks"]),
+        checkouts=_count(stats["checkouts"]),
+        waits=_times(stats["wait_time"]),
+        uses=_times(stats["use_time"]),
     )
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _times(histogram: Any) -> tuple[int, float]:
+    return (0, 0.0) if histogram is None else (int(histogram["count"]), float(histogram["sum"]))
 
 
 # -- the table ------------------------------------------------------------------------------------------------------------
@@ -226,12 +233,13 @@ class Table:
 
 def _row(worker: int | str, alias: str, pool: Pool, earlier: Pool | None, seconds: float) -> tuple[str, ...]:
     # Without an earlier answer the means are those since the pool's start.
-    rate = f"{(pool.checkouts - earlier.checkouts) / seconds:.0f}" if earlier and seconds else "-"
+    rate = "-"
+    if earlier and seconds and pool.checkouts is not None and earlier.checkouts is not None:
+        rate = f"{(pool.checkouts - earlier.checkouts) / seconds:.0f}"
     waits = _mean(pool.waits, earlier.waits if earlier else (0, 0.0))
     uses = _mean(pool.uses, earlier.uses if earlier else (0, 0.0))
-    size = "-" if pool.size is None else str(pool.size)
-    counts = (pool.idle, pool.connecting, pool.waiting, pool.timeouts, pool.leaks)
-    return (str(worker), alias, str(pool.used), size, *map(str, counts), rate, waits, uses)
+    counts = (pool.used, pool.size, pool.idle, pool.connecting, pool.waiting, pool.timeouts, pool.leaks)
+    return (str(worker), alias, *("-" if count is None else str(count) for count in counts), rate, waits, uses)
 
 
 def _mean(now: tuple[int, float], before: tuple[int, float]) -> str:

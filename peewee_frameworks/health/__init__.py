@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping
 
     from peewee_frameworks.extension import Extension
+    from peewee_frameworks.pool.stats import PoolStats
     from peewee_frameworks.state import State
 
 __all__ = ["NAMES", "Answer", "Database", "Health", "Readiness", "wants_guard"]
@@ -124,7 +125,7 @@ class Health:
                 f"probe_timeout={timeout!r}: give seconds above 0; {PROBE_TIMEOUT} is the default."
             )
         self._orm = orm
-        self._series = Series(orm.stats)
+        self._series = Series(self._stats, lambda: orm.runtime.queued)
         self._events: collections.deque[dict[str, Any]] = collections.deque(maxlen=EVENTS_KEPT)
         self._listening: set[int] = set()
         self._listen()
@@ -164,9 +165,15 @@ class Health:
         self._listen()
         return dict(zip(self._orm.databases, states, strict=True))
 
+    def _stats(self) -> dict[str, PoolStats]:
+        try:
+            return self._orm.stats()
+        except ConfigurationError:  # the configuration has not been read
+            return {}
+
     def _judge(self, outcomes: dict[str, Outcome]) -> Readiness:
         self._series.take()
-        stats = self._orm.stats()
+        stats = self._stats()
         return Readiness({alias: self._database(alias, found, stats.get(alias)) for alias, found in outcomes.items()})
 
     def _database(self, alias: str, outcome: Outcome, stats: Any) -> Database:
@@ -177,9 +184,12 @@ class Health:
             return Database("unavailable", seconds, "The pool is closed.")
         if stats is not None and stats.suspended:
             return Database("degraded", seconds, "The pool is suspended.")
-        if stats is not None and _is_saturated(stats):
-            who = "requests wait" if stats.waiting is None else f"{stats.waiting} wait"
-            return Database("degraded", seconds, f"All {stats.max_connections} connections are in use, and {who}.")
+        if stats is not None and stats.max_connections and (stats.used or 0) >= stats.max_connections:
+            # A pool that does not know who waits is taken to have somebody waiting when it has nothing left.
+            waiting = None if stats.waiting is None else stats.waiting + (self._orm.runtime.queued or 0)
+            if waiting is None or waiting > 0:
+                told = "" if waiting is None else f", and {waiting} wait"
+                return Database("degraded", seconds, f"All {stats.max_connections} connections are in use{told}.")
         return Database("ok", seconds)
 
     # -- the last minutes -----------------------------------------------------------------------------------------------
@@ -216,12 +226,14 @@ class Health:
             since: with the points of the plots after this moment; None leaves them out.
         """
         self._series.take()
+        stats = self._stats()
         found = {
             "worker": os.getpid(),
             "at": round(time.time(), 3),
             "ready": readiness.as_dict(),
-            "pools": {alias: stats.as_dict() for alias, stats in self._orm.stats().items()},
-            "holders": [holder.as_dict() for holder in self._orm.holders()],
+            "queued": self._orm.runtime.queued,
+            "pools": {alias: each.as_dict() for alias, each in stats.items()},
+            "holders": [holder.as_dict() for holder in self._orm.holders()] if stats else [],
             "events": list(self._events)[::-1],
         }
         if since is not None:
@@ -252,16 +264,17 @@ class Health:
             return self._metrics() if name == "metrics" else _page_answer()
         if name == "status":
             since = query.get("since")
-            return _json(200, self.document(readiness, None if since is None else _number(since)))
+            return _json(200, self.document(readiness, None if since is None else _seen(since)))
         shown = readiness.as_dict() if _VERBOSE in query else {"status": readiness.status}
         return _json(503 if readiness.status == "unavailable" else 200, shown)
 
     def _metrics(self) -> Answer:
+        from peewee_frameworks.metrics import render  # noqa: PLC0415 - for those who scrape
+
         try:
-            metrics: Any = importlib.import_module("peewee_frameworks.metrics")
-            body, content_type = metrics.render(self._orm)
-        except ImportError as error:
-            return _json(404, {"detail": f"{error}. Install the extra: pip install 'peewee-frameworks[prometheus]'."})
+            body, content_type = render(self._orm)
+        except ConfigurationError as error:  # there is no prometheus_client
+            return _json(404, {"detail": str(error)})
         return Answer(200, body, content_type)
 
     def refused(self, *, guarded: bool) -> Answer:
@@ -305,8 +318,7 @@ class _Stream:
     """One watcher: what it has seen, and when it gets more."""
 
     def __init__(self, last: str | None, ending: Callable[[], bool | None]) -> None:
-        worker, _, at = (last or "").partition(":")
-        self.since = _number(at) if worker == str(os.getpid()) else 0.0
+        self.since = _seen(last or "")
         self._ending = ending
         self._began = self._due = time.monotonic()
 
@@ -344,18 +356,17 @@ def _page() -> str:
     return Path(__file__).with_name("status.html").read_text(encoding="utf-8")
 
 
-def _is_saturated(stats: Any) -> bool:
-    # A pool that does not know who waits is taken to have somebody waiting when it has nothing left.
-    full = stats.used is not None and stats.max_connections and stats.used >= stats.max_connections
-    return bool(full) and (stats.waiting is None or stats.waiting > 0)
-
-
 def _json(status: int, document: dict[str, Any]) -> Answer:
     return Answer(status, json.dumps(document).encode())
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+def _seen(text: str) -> float:
+    """Return up to when somebody knows the points of this process: one of the parts, each ``worker:time``."""
+    for part in text.split(","):
+        worker, _, at = part.partition(":")
+        if worker == str(os.getpid()):
+            try:
+                return float(at)
+            except ValueError:
+                break
+    return 0.0

@@ -36,6 +36,7 @@ class Point(NamedTuple):
     used: int | None
     idle: int | None
     waiting: int | None
+    queued: int | None
     connecting: int | None
     wait_mean: float | None
     wait_p95: float | None
@@ -48,14 +49,21 @@ class Point(NamedTuple):
 class Series:
     """The points of each pool."""
 
-    def __init__(self, read: Callable[[], Mapping[str, Any]], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Mapping[str, Any]],
+        queued: Callable[[], int | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Take what reads the pools.
 
         Args:
             read: gives alias → `PoolStats`.
+            queued: gives how many wait before they may wait for a connection, see `Runtime.queued`.
             clock: a monotonic clock; for tests.
         """
         self._read = read
+        self._queued = queued
         self._clock = clock
         # Points carry the time of day, by a clock that nobody sets: they must not go backwards.
         self._epoch = time.time() - clock()
@@ -71,11 +79,12 @@ class Series:
             return
         self._at = now  # at once: two threads may look at the same time
         self._latest = latest = self._read()
+        queued = self._queued()
         for alias, stats in latest.items():
             points = self._points.get(alias)
             if points is None:
                 points = self._points.setdefault(alias, collections.deque(maxlen=KEPT))
-            points.append(_point(round(self._epoch + now, 3), stats, before.get(alias), elapsed))
+            points.append(_point(round(self._epoch + now, 3), stats, queued, before.get(alias), elapsed))
 
     def since(self, at: float) -> dict[str, list[Point]]:
         """Return the points after a moment, as `Point.at` gives it."""
@@ -87,7 +96,7 @@ class Series:
         return round(self._epoch + self._at, 3) if self._points else 0.0
 
 
-def _point(at: float, stats: Any, before: Any, elapsed: float) -> Point:
+def _point(at: float, stats: Any, queued: int | None, before: Any, elapsed: float) -> Point:
     wait_mean, wait_p95 = _spread(stats.wait_time, before and before.wait_time)
     use_mean, use_p95 = _spread(stats.use_time, before and before.use_time)
     checkouts = _grown(stats.checkouts, before and before.checkouts)
@@ -96,6 +105,7 @@ def _point(at: float, stats: Any, before: Any, elapsed: float) -> Point:
         stats.used,
         stats.idle,
         stats.waiting,
+        queued,
         stats.connecting,
         wait_mean,
         wait_p95,

@@ -347,11 +347,11 @@ class Engine:
                     waiter.wake()
                 except RuntimeError:  # its loop is closed: the grant goes to the next one
                     self.post("withdraw", waiter)
+            while turn.jobs:
+                self._dispatch([turn.jobs.pop(0)])
         finally:
-            if turn.wake:  # an interrupt; the others are woken all the same
-                self._after(Turn(turn.wake, []))
-        if turn.jobs:
-            self._dispatch(turn.jobs)
+            if turn.wake or turn.jobs:  # an interrupt; the others are woken and the rest is done all the same
+                self._after(turn)
         if self.revisit_wanted:
             at, self.revisit_wanted = self.revisit_wanted, 0.0
             self._revisit(at)

@@ -10,6 +10,7 @@ import peewee as typed_peewee
 import playhouse.pool as playhouse_pool
 
 from peewee_frameworks.aio.sync import AsyncIdiom
+from peewee_frameworks.drivers import is_broken_off
 from peewee_frameworks.errors import ConfigurationError
 
 from .drivers import pymysql_connection_class
@@ -250,9 +251,10 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
             super().commit()
 
     def rollback(self) -> None:
-        """Roll back."""
-        with self._noting():
-            super().rollback()
+        """Roll back. On a lost connection all is rolled back already, and an error would hide the one that says so."""
+        if not is_broken_off(self._state.conn):
+            with self._noting():
+                super().rollback()
 
     def _note_error(self, error: BaseException) -> None:
         state = self._state

@@ -1,23 +1,22 @@
 """The application that the health tests run on real servers, in each framework, on the database that SERVED_URL names.
 
-``/hold`` keeps a connection until ``/let_go``; ``/query`` takes one. ``atomic`` and ``eager`` in SERVED_OPTIONS make every
-request so. The guard lets in who has the token, in a header or in the query.
+``/hold`` keeps a connection until ``/let_go``; ``/query`` takes one. SERVED_OPTIONS are options of the `Peewee`. The guard of
+``/db`` lets in who has the token, in a header or in the query; ``/open`` has none.
 """
 
 import json
 import os
 import threading
+import time
 from typing import Any
 
 import peewee
 
 from peewee_frameworks.config import connect_url
-
-TOKEN = "open-sesame"
+from tests.health.helpers import TOKEN
 
 db = connect_url(os.environ["SERVED_URL"])
 options: dict[str, Any] = {"check": "off", **json.loads(os.environ.get("SERVED_OPTIONS", "{}"))}
-guarded = os.environ.get("SERVED_GUARD", "1") == "1"
 gates: dict[str, threading.Event] = {}
 HOLD_SECONDS = 30
 
@@ -55,12 +54,12 @@ def flask_app() -> Any:
     app.add_url_rule("/hold/<name>", view_func=hold)
     app.add_url_rule("/let_go/<name>", view_func=let_go)
     app.add_url_rule("/query", "query", lambda: str(query()))
-    app.add_url_rule("/in_use", "in_use", lambda: str(db.pool.stats().used))
 
-    async def guard(request: Any) -> bool:
+    def guard(request: Any) -> bool:
         return allows(request.headers.get("X-Token") or request.args.get("token"))
 
-    app.register_blueprint(orm.blueprint(url_prefix="/db", guard=guard if guarded else None))
+    app.register_blueprint(orm.blueprint(url_prefix="/db", guard=guard))
+    app.register_blueprint(orm.blueprint("open", url_prefix="/open"))
     return app
 
 
@@ -84,14 +83,11 @@ def sanic_app() -> Any:
     async def querying(request: Any) -> Any:
         return text(str(await orm.run(query)))
 
-    @app.get("/in_use")
-    async def in_use(request: Any) -> Any:
-        return text(str(db.pool.stats().used))
-
     def guard(request: Any) -> bool:
         return allows(request.headers.get("x-token") or request.args.get("token"))
 
-    app.blueprint(orm.blueprint("db", url_prefix="/db", health=True, guard=guard if guarded else None))
+    app.blueprint(orm.blueprint("db", url_prefix="/db", guard=guard))
+    app.blueprint(orm.blueprint("open", url_prefix="/open", health=True))
     return app
 
 
@@ -107,14 +103,16 @@ def starlette_app() -> Any:
     def letting_go(request: Any) -> Any:
         return PlainTextResponse(let_go(request.path_params["name"]))
 
-    async def in_use(request: Any) -> Any:
-        return PlainTextResponse(str(db.pool.stats().used))
-
     async def querying(request: Any) -> Any:
         return PlainTextResponse(str(await orm.run(query)))
 
     async def holding(request: Any) -> Any:
         return PlainTextResponse(await orm.run(hold, request.path_params["name"]))
+
+    def order(request: Any) -> Any:  # on a thread, where it waits in the pool's own queue
+        query()
+        time.sleep(float(request.query_params.get("for", 0)))
+        return PlainTextResponse("")
 
     async def guard(request: Any) -> bool:
         return allows(request.headers.get("x-token") or request.query_params.get("token"))
@@ -123,10 +121,10 @@ def starlette_app() -> Any:
         Route("/hold/{name}", holding),
         Route("/let_go/{name}", letting_go),
         Route("/query", querying),
-        Route("/in_use", in_use),
+        Route("/orders/{number}", db.atomic()(order)),
+        Route("/reports/{name:path}", holding),
         # Two mounts deep, as in an application that has an area for its operators.
-        Mount("/ops", routes=[Mount("/db", orm.app(guard=guard if guarded else None))]),
-        Mount("/db", orm.app(guard=guard if guarded else None)),
+        Mount("/", routes=[Mount("/db", orm.app(guard=guard)), Mount("/open", orm.app())]),
     ]
     app = Starlette(routes=routes, lifespan=orm.lifespan())
     orm.init_app(app)
@@ -152,13 +150,10 @@ def fastapi_app() -> Any:
     async def querying() -> Any:
         return await orm.run(query)
 
-    @app.get("/in_use")
-    async def in_use() -> int:
-        return int(db.pool.stats().used)
-
     def guard(request: Request, token: str = "") -> None:
         if not allows(request.headers.get("x-token") or token):
             raise HTTPException(403, "No token.")
 
-    app.include_router(orm.router(prefix="/db", guard=Depends(guard) if guarded else None))
+    app.include_router(orm.router(prefix="/db", guard=Depends(guard)))
+    app.include_router(orm.router(prefix="/open"))
     return app

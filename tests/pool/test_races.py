@@ -18,7 +18,7 @@ from peewee_frameworks.errors import PoolTimeout
 from peewee_frameworks.pool import Pool, PooledDatabase, PoolOptions, upkeep
 from peewee_frameworks.pool.core import Engine
 from peewee_frameworks.pool.drivers import pymysql_connection_class
-from peewee_frameworks.pool.entries import snapshot
+from peewee_frameworks.pool.entries import CLOSE, Entry, Job, Turn, snapshot
 from peewee_frameworks.pool.waiters import Waiter
 from peewee_frameworks.pool.workers import Maintainer, Workers
 from tests.support.concurrency import eventually, run_threads
@@ -245,8 +245,10 @@ def test_an_interrupt_never_costs_the_upkeep_its_thread(monkeypatch):
 
 
 def test_an_interrupt_while_waking_does_not_cost_the_others_their_wake_up():
+    """Nor the pool the work that was to be done next: a connect, a close."""
+    done = []
     engine = Engine(
-        PoolOptions(max_connections=1), dispatch=lambda jobs: None, revisit=lambda at: None, make_lock=threading.Lock
+        PoolOptions(max_connections=1), dispatch=done.extend, revisit=lambda at: None, make_lock=threading.Lock
     )
     woken = []
 
@@ -258,6 +260,11 @@ def test_an_interrupt_while_waking_does_not_cost_the_others_their_wake_up():
             if len(woken) == 1:
                 raise KeyboardInterrupt
 
+    jobs = [Job(CLOSE, Entry(number, 0, 0.0)) for number in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        engine._after(Turn([Noisy(0.0)], jobs.copy()))
+    assert done == jobs
+    woken.clear()
     waiters = [Noisy(0.0) for _ in range(3)]
     engine.shut = True
     for waiter in waiters:

@@ -68,6 +68,21 @@ def test_26_a_connection_killed_in_use_is_not_used_again_and_the_others_are_susp
     eventually(lambda: settled(db.pool) and numbers(db.pool) == (1, 0, 0))
 
 
+def test_26_a_connection_killed_in_a_transaction_is_what_the_error_tells_of(place, open_pool):
+    """Not the ROLLBACK that cannot be sent any more: with PyMySQL, that is "(0, '')"."""
+    db = open_pool(place)
+    with (
+        pytest.raises((peewee.OperationalError, peewee.InterfaceError)) as caught,
+        db.connection_context(),
+        db.atomic(),
+    ):
+        db.execute_sql("select 1").fetchone()
+        place.kill_sessions()
+        db.execute_sql("select 2")
+    assert "rollback" not in {entry.name for entry in caught.traceback}
+    assert one(db) == (1,)
+
+
 def test_27_a_deaf_server_costs_no_more_than_the_timeout(place, open_pool):
     with Proxy(place.address) as proxy:
         db = open_pool(place.via(*proxy.address), ping_after=0, max_connections=1)

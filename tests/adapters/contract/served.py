@@ -202,12 +202,15 @@ class Served:
         """The server's sessions are the idle connections of the pools, and no transaction is open on one."""
 
         def strays() -> bool:
-            idle = sum(stats["idle"] for stats in self.ask("stats"))
+            told = self.ask("stats")
             sessions = self.place.sessions()
-            # SQLite keeps the descriptors of closed connections while others hold a lock, and takes them for new ones. As
-            # many connections as the pool has may be dropped at once, and be replaced before they have closed.
-            spare = 2 * POOL if self.is_async and self.place.kind == "sqlite" else 0
-            return not 0 <= len(sessions) - idle <= spare or any(session.in_transaction for session in sessions)
+            if self.place.kind == "sqlite":
+                # Descriptors. While another has the file in WAL mode, SQLite keeps a closed connection's for the next one; and
+                # one whose statement ran on after its request was open beside its replacement.
+                return len(sessions) > 2 * sum(stats["peak"] for stats in told)
+            return len(sessions) != sum(stats["idle"] for stats in told) or any(
+                session.in_transaction for session in sessions
+            )
 
         eventually(lambda: not strays(), message=f"{self.place.sessions()} against {self.ask('stats')}")
 
