@@ -16,7 +16,7 @@ import peewee
 
 from peewee_frameworks.background import background
 from peewee_frameworks.frame import current_frames, current_lineage
-from peewee_frameworks.run import Runner
+from peewee_frameworks.run import Runner, refuse_coroutines
 from peewee_frameworks.scope import Scope
 from peewee_frameworks.state import State, install
 
@@ -118,8 +118,10 @@ class _Unit:
 async def run(state: State, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
     """Call sync code on a thread, in the current unit of work, or in one of its own.
 
-    Raises: what the function raises; `PoolTimeout` if no place came free in time.
+    Raises: what the function raises; `PoolTimeout` if no place came free in time; `ConfigurationError` if it is a coroutine
+        function.
     """
+    refuse_coroutines(function)
     frames = current_frames.get()
     if frames is not None and frames.scope is not None and frames.has(state):
         scope = frames.scope

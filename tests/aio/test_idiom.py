@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 
 import peewee
 import pytest
 
-from peewee_frameworks import ConcurrentUse, PoolTimeout, connection_scope, current_scope
+from peewee_frameworks import ConcurrentUse, ConfigurationError, PoolTimeout, connection_scope, current_scope
 from peewee_frameworks.pool import PooledMySQLDatabase, PooledPostgresqlDatabase, PooledSqliteDatabase
+from peewee_frameworks.runtime import Runtime
 from peewee_frameworks.state import install
 from tests.aio.conftest import DRIVERS, Backend, run
 
@@ -306,6 +308,25 @@ def test_a_hundred_tasks_on_a_small_pool(db, models, play, scope):
         if scope is contextlib.nullcontext:
             await asyncio.gather(*(task(number) for number in range(100)))
             assert await db.count(User.select().where(User.score == 1)) == 100
+
+    play(work)
+
+
+def test_run_refuses_what_is_asynchronous(db, models, play):
+    """It would make a coroutine, and run none of it; `orm.run` too."""
+    User, _ = models
+
+    async def asynchronous():
+        raise AssertionError("never")
+
+    async def generator():
+        yield
+
+    async def work():
+        for function in (asynchronous, functools.partial(asynchronous), generator, User.acreate):
+            for run_it in (db.run, Runtime(db).run):
+                with pytest.raises(ConfigurationError, match=r"is asynchronous.*`await \w+\(\.\.\.\)`"):
+                    await run_it(function)
 
     play(work)
 
