@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import itertools
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -296,6 +297,18 @@ class AsyncIdiom:
     async def adrop_tables(self, *args: Any, **kwargs: Any) -> None:
         """Drop tables."""
         await self.run(self.drop_tables, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def after_commit(self, fn: Callable[[], Any]) -> Any:
+        """Have `fn` called after the COMMIT; see Peewee's `Database.after_commit`.
+
+        Raises: ValueError for a coroutine function, whose coroutine nobody would await.
+        """
+        if inspect.iscoroutinefunction(fn):
+            raise ValueError(
+                "after_commit() takes a plain function: nobody would await a coroutine. Give it a function that hands the work "
+                "to a task or a queue."
+            )
+        return super().after_commit(fn)  # type: ignore[misc]
 
     def aatomic(self, *args: Any, **kwargs: Any) -> Any:
         """Return what `atomic` returns, for ``async with``."""
