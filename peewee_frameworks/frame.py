@@ -66,6 +66,12 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
     return asyncio._get_running_loop()
 
 
+def in_greenlet() -> bool:
+    """Return whether the caller shares its thread with others: what the thread does later need not be its doing."""
+    greenlet = sys.modules.get("greenlet")
+    return greenlet is not None and greenlet.getcurrent().parent is not None
+
+
 class Lineage:
     """Marks the contexts that come from inside one transaction block.
 
@@ -354,7 +360,12 @@ class Frame:
                 )
             return
         with self.state.bound(self):
-            transaction.__exit__(type(error) if error else None, error, None)
+            try:
+                transaction.__exit__(type(error) if error else None, error, None)
+            except ConcurrentUse:
+                # Somebody is inside a statement, the thread of a cancelled call for example. It stays on the stack, as above.
+                if error is None:
+                    raise
 
     # -- cursors --------------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Key = tuple[str, tuple[str, ...]]
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.metrics")
 
 
 INTERVAL = 1.0  # seconds between two rounds of publishing
@@ -54,7 +54,7 @@ def begin(runtime: Runtime) -> None:
     except ImportError:
         return
     if not Path(os.environ[DIRECTORY]).is_dir():
-        logger.warning("%s", _no_directory())
+        logger.warning("%s", _no_directory(), extra={"directory": os.environ[DIRECTORY]})
         return
     _publisher.add(runtime)
     background().maintainer.schedule(_publisher)
