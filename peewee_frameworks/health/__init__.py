@@ -125,6 +125,8 @@ class Health:
             raise ConfigurationError(
                 f"probe_timeout={timeout!r}: give seconds above 0; {PROBE_TIMEOUT} is the default."
             )
+        # Whether the server has been told to stop, where it tells its application; None where it does not.
+        self.ended: bool | None = None
         self._orm = orm
         self._series = Series(self._stats, lambda: orm.runtime.queued)
         self._events: collections.deque[dict[str, Any]] = collections.deque(maxlen=EVENTS_KEPT)
@@ -313,7 +315,9 @@ class Health:
 
     def ending(self) -> bool | None:
         """Return whether the application or its server stops; None if that cannot be known."""
-        return True if self._orm.runtime.ending else is_stopping()
+        if self._orm.runtime.ending or self.ended:
+            return True
+        return is_stopping() if self.ended is None else False
 
 
 def _pass_on(note: weakref.WeakMethod[Callable[..., None]], alias: str, kind: str, **details: Any) -> None:
