@@ -360,7 +360,12 @@ class Frame:
                 )
             return
         with self.state.bound(self):
-            transaction.__exit__(type(error) if error else None, error, None)
+            try:
+                transaction.__exit__(type(error) if error else None, error, None)
+            except ConcurrentUse:
+                # Somebody is inside a statement, the thread of a cancelled call for example. It stays on the stack, as above.
+                if error is None:
+                    raise
 
     # -- cursors --------------------------------------------------------------------------------------------------------
 

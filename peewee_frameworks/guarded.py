@@ -18,8 +18,8 @@ from playhouse.pool import MaxConnectionsExceeded
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from . import gevent
-from .drivers import close_failed_cursor, is_broken_off, is_clean, reads_later
-from .errors import DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
+from .drivers import close_failed_cursor, is_broken_off, is_clean, reads_later, transaction_is_open
+from .errors import ConcurrentUse, DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
 from .frame import Frame, GuardedCursor, Lineage, current_frames, inherits, native_thread, running_loop
 from .waiting import lending
 
@@ -102,9 +102,15 @@ class _Block:
                 return super().__exit__(*exc_info)  # type: ignore[misc]
             with frame.state.bound(frame, mark):
                 return super().__exit__(*exc_info)  # type: ignore[misc]
+        except ConcurrentUse:
+            self._could_not_end(frame)
+            raise
         finally:
             if mark is not None:
                 frame.unmark(mark)
+
+    def _could_not_end(self, frame: Frame) -> None:
+        """Do what is to be done when somebody else was using the connection at the end of the block."""
 
 
 class _Marked(_Block):
@@ -143,6 +149,13 @@ class Transaction(_Marked, peewee._transaction):
         _join_request(self.db)
         return _Block.__enter__(self)
 
+    def _could_not_end(self, frame: Frame) -> None:
+        # It is open still, and must not look as if it were not: MySQL's next BEGIN would commit it. On the stack nothing
+        # commits it any more, and the end of the scope rolls it back.
+        open_still = frame.conn is not None and transaction_is_open(frame.conn) is not False
+        if open_still and self not in frame.transactions:
+            frame.transactions.insert(0, self)
+
     def __exit__(self, *exc_info: object) -> Any:
         try:
             return super().__exit__(*exc_info)
@@ -170,8 +183,14 @@ class Savepoint(_Marked, peewee._savepoint):
     def rollback(self, begin: bool = True) -> None:
         # As in `Guarded.rollback`: an error here would hide the one that is unwinding the block.
         frame = self.db._state.frame()
-        if begin or not (frame.final or is_broken_off(frame.conn)):
-            super().rollback(begin)
+        if frame.final and not begin:
+            return
+        frame.enter()
+        try:
+            if begin or not is_broken_off(frame.conn):
+                super().rollback(begin)
+        finally:
+            frame.leave()
 
 
 class Atomic(_Block, peewee._atomic):
@@ -274,10 +293,20 @@ class Guarded:
 
     def _replace_broken(self) -> None:
         frame = self._state.frame()
-        if not is_broken_off(frame.conn) or frame.final:
+        # Under the lock: in the middle of somebody else's statement a connection looks the same.
+        if frame.conn is None or not frame._acquire(False):
             return
-        if not (frame.transactions or frame.savepoints or frame.has_blocks):
-            self._state.drop(frame._detach())
+        conn = None
+        try:
+            unused = not (frame.transactions or frame.savepoints or frame.has_blocks)
+            if unused and not frame.final and is_broken_off(frame.conn):
+                conn = frame._detach()
+        finally:
+            frame._release()
+        if conn is not None:
+            self._state.drop(conn)
+        elif frame.final and not frame._depth:
+            frame._end()  # `finish` may have found the lock taken by us
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
         self._guard(super().begin, *args, **kwargs)  # type: ignore[misc]
@@ -290,9 +319,14 @@ class Guarded:
         # After the end, or without a connection, everything is rolled back already; an error here would hide the one that is
         # unwinding the block.
         frame = self._state.frame()
-        if not frame.final and not is_broken_off(frame.conn):
-            self._guard(super().rollback)  # type: ignore[misc]
+        if not frame.final:
+            self._guard(self._rollback_unless_broken, super().rollback)  # type: ignore[misc]
         self._unmark_all()
+
+    def _rollback_unless_broken(self, rollback: Callable[[], None]) -> None:
+        # Inside the guard: in the middle of somebody else's statement a connection looks broken off too.
+        if not is_broken_off(self._state.conn):
+            rollback()
 
     def _unmark_all(self) -> None:
         frame = self._state.frame()
@@ -325,7 +359,9 @@ class Guarded:
             frame.begin_request_transaction()
         except BaseException:
             # An open connection without its transaction would let the next statement commit by itself.
-            frame.state.drop(frame._detach())
+            # What was lost or cancelled on the way, an asynchronous driver has dropped by itself.
+            if (conn := frame._detach()) is not None:
+                frame.state.drop(conn)
             raise
 
     def _connect_here(self, *args: Any, **kwargs: Any) -> bool:

@@ -141,7 +141,7 @@ class Scope(Frames):
     @property
     def connected(self) -> bool:
         """Whether any of its databases holds a connection now."""
-        return any(frame.conn is not None for frame in self.frames.values())
+        return any(frame.conn is not None for frame in list(self.frames.values()))  # asked on any thread
 
     def enter(self) -> None:
         """Make this the current scope of the running context."""

@@ -1,6 +1,7 @@
 """A shop in FastAPI: products, and orders that are stored as a whole or not at all.
 
-Run it with ``uvicorn --factory example_apps.fastapi_shop:create_app`` and look at ``/docs``.
+Run it with ``uvicorn --factory example_apps.fastapi_shop:create_app`` and look at ``/docs``; with
+``DATABASE_URL=postgresql+async://postgres@127.0.0.1/test`` on an asynchronous driver.
 """
 
 from __future__ import annotations

@@ -65,21 +65,24 @@ def test_the_error_responses_are_documented(client):
     assert {"200", "404", "422", "503"} == set(paths["/products/{number}"]["get"]["responses"])
 
 
-@pytest.fixture(params=KINDS)
-def place(request, tmp_path):
-    require_server(request.param)
-    with scratch(request.param, tmp_path) as place:
-        yield place
+@pytest.fixture(params=[*KINDS, "postgres-async"])
+def address(request, tmp_path):
+    """Give a place on each database, and its URL: with the sync driver, and with psycopg's asynchronous one."""
+    kind, _, driver = request.param.partition("-")
+    require_server(kind)
+    with scratch(kind, tmp_path) as place:
+        yield place, place.async_url("psycopg") if driver else place.url
 
 
-def test_many_customers_buy_the_last_pieces(place):
+def test_many_customers_buy_the_last_pieces(address):
     """40 at once want one of 15 pieces and one of plenty: 15 get both, 25 neither."""
+    place, url = address
 
     def body(entry):
         return {"body": json.dumps(entry).encode(), "headers": {"Content-Type": "application/json"}}
 
     app = "example_apps.fastapi_shop:create_app"
-    with uvicorn(app, factory=True, env={"DATABASE_URL": place.url}) as server:
+    with uvicorn(app, factory=True, env={"DATABASE_URL": url}) as server:
         with server.client() as client:
             rare, plenty = (
                 client.request(Request("/products", "POST", **body({"name": name, "price": 1, "stock": stock}))).json()[

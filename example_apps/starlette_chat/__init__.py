@@ -1,6 +1,7 @@
 """A chat in Starlette: rooms, messages, a websocket to talk, server-sent events to listen.
 
-Run it with ``uvicorn --factory example_apps.starlette_chat:create_app``.
+Run it with ``uvicorn --factory example_apps.starlette_chat:create_app``; with
+``DATABASE_URL=postgresql+async://postgres@127.0.0.1/test`` on an asynchronous driver.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from peewee_frameworks.errors import ConfigurationError
-from peewee_frameworks.pool.entries import snapshot
 from peewee_frameworks.stats import PoolStats, pool_name, read
 
 if TYPE_CHECKING:
@@ -205,9 +204,7 @@ def _candidates(name: str, alias: str) -> Iterator[str]:
 
 def moments(runtimes: Iterable[Runtime]) -> list[tuple[str, PoolStats]]:
     """Return the name and the statistics of each pool."""
-    runtimes = list(runtimes)
-    scopes = [scope for runtime in runtimes for scope in snapshot(runtime.live)]
-    return [(name, read(state, scopes)) for state, name in pool_names(runtimes).items()]
+    return [(name, read(state)) for state, name in pool_names(runtimes).items()]
 
 
 def values(metric: Metric, moment: PoolStats) -> Iterator[tuple[str | None, Number | Histogram]]:

@@ -475,7 +475,7 @@ class Pool:
         if self.owns(conn):
             return
         for other in subjects():
-            if other is not self and other.owns(conn):
+            if other is not self and isinstance(other, Pool) and other.owns(conn):
                 raise ForeignConnection(
                     f"Pool {self.name!r}: this connection belongs to pool {other.name!r}; return it there."
                 )

@@ -628,3 +628,91 @@ def test_in_thread_helper_has_an_empty_context(lite):
     """The helper that these tests rely on starts threads outside any scope."""
     with connection_scope(lite):
         assert in_thread(lambda: len(contextvars.copy_context())) == 0
+
+
+class Busy:
+    """A thread of the scope that is inside a statement, on a connection with a transaction, until told to go on."""
+
+    def __init__(self, place, database) -> None:
+        self.holder = place.make_database(max_connections=1)
+        lock, unlock = (
+            ("SELECT GET_LOCK(%s, 20)", "SELECT RELEASE_LOCK(%s)")
+            if place.kind == "mysql"
+            else ("SELECT 1 FROM pg_advisory_lock(hashtext(%s))", "SELECT pg_advisory_unlock(hashtext(%s))")
+        )
+        name = f"busy_{place.database}"
+        self.holder.execute_sql(lock, (name,)).fetchall()
+        self.open = lambda: (self.holder.execute_sql(unlock, (name,)).fetchall(), self.holder.close_all())
+        self.late = start(lambda: database.execute_sql(lock, (name,)).fetchone()[0], context=contextvars.copy_context())
+        frame = database._state.frame()
+        eventually(lambda: frame._depth == 1 and busy_session(place), message="it does not get inside")
+
+
+def busy_session(place):
+    monitor = place.make_database(max_connections=1)
+    try:
+        running = (
+            "SELECT COUNT(*) FROM information_schema.processlist WHERE state = 'User lock'"
+            if place.kind == "mysql"
+            else "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
+        )
+        return monitor.execute_sql(running).fetchone()[0] >= 1
+    finally:
+        monitor.close_all()
+
+
+SERVERS = pytest.mark.parametrize("database_kind", ["mysql", "postgres"])
+
+
+@SERVERS
+@pytest.mark.parametrize("error", [None, ValueError("a deadline")])
+def test_a_request_that_ends_while_its_thread_is_inside_a_statement_leaves_it_the_connection(place, db, note, error):
+    """Neither COMMIT nor ROLLBACK can go out; the connection is not taken from under the statement, and nothing is kept."""
+    scope = open_scope(db)
+    scope.set_atomic()
+    note.create(text="lost")
+    conn, busy = db.connection(), Busy(place, db)
+    if error is None:
+        with pytest.raises(ConcurrentUse):
+            scope.complete()
+    else:
+        scope.complete(error)
+    assert db.connection() is conn
+    busy.open()
+    assert busy.late.result(DEADLINE) == 1  # the statement has its answer
+    note.create(text="lost too")  # what else belongs to the half-done work is not committed either
+    with db.atomic():  # on MySQL a BEGIN would commit
+        note.create(text="lost as well")
+    scope.finish()
+    scope.exit()
+    with connection_scope(db):
+        assert note.select().count() == 0
+
+
+@SERVERS
+def test_a_block_that_ends_while_a_child_is_inside_a_statement_is_not_committed_later(place, db, note):
+    """The block raises; nothing that comes after commits what it did."""
+    with connection_scope(db):
+        with pytest.raises(ConcurrentUse), db.atomic():
+            note.create(text="lost")
+            busy = Busy(place, db)
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1
+        with db.atomic():
+            note.create(text="lost too")
+    with connection_scope(db):
+        assert note.select().count() == 0
+
+
+@SERVERS
+def test_a_savepoint_that_cannot_be_rolled_back_says_so(place, db, note):
+    """It is not left out in silence because a connection in the middle of an answer looks broken."""
+    with connection_scope(db):
+        with pytest.raises(ConcurrentUse), db.atomic(), db.atomic():
+            note.create(text="half")
+            busy = Busy(place, db)
+            raise ValueError
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1
+    with connection_scope(db):
+        assert note.select().count() == 0

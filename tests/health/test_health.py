@@ -183,7 +183,7 @@ def test_no_password_is_in_it(place, proxy):
     database = make_database(replace(place, kwargs=kwargs))
     orm = Extension(database, check="off")
     health = Health(orm, 10)
-    with pytest.raises(Exception, match="refused|connect"):
+    with pytest.raises(Exception, match=r"refused|connect"):
         database.connect()
     told = health.answer("status", {}).body + health.answer("ready", {"verbose": ""}).body
     assert b"refused" in told or b"connect" in told
@@ -245,7 +245,8 @@ def test_a_point_tells_what_has_happened_since_the_one_before():
 
 def test_a_pool_that_was_disposed_of_counts_from_nothing_again():
     _, second = series_of(
-        moment(checkouts=100, use_time=histogram(100, total=1.0)), moment(checkouts=3, use_time=histogram(3, total=0.003))
+        moment(checkouts=100, use_time=histogram(100, total=1.0)),
+        moment(checkouts=3, use_time=histogram(3, total=0.003)),
     )
     assert second.checkouts == 1.5
     assert second.use_mean == pytest.approx(0.001)

@@ -76,10 +76,9 @@ def test_playhouse_pools_tell_their_sizes(place: Place):
 def test_without_a_pool_our_records_tell_who_has_a_connection(tmp_path):
     db = peewee.SqliteDatabase(tmp_path / "one.db")
     orm = Extension(db)
-    scope = orm.runtime.begin("request GET /")
-    db.execute_sql("SELECT 1")
-    during = orm.stats()["default"]
-    orm.runtime.end(scope)
+    with orm.scope():
+        db.execute_sql("SELECT 1")
+        during = orm.stats()["default"]
     db.connect()
     outside = orm.stats()["default"]
     db.close()
