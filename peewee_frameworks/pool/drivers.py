@@ -300,6 +300,7 @@ class MySQLConnectorDriver(Driver):
     """mysql-connector-python, in Python or in C; the latter has no descriptor to poll."""
 
     name = "mysql-connector"
+    closes_under_use = False  # in C, the process crashes
     lost_codes = _MYSQL_LOST
 
     def socket_of(self, conn: Any) -> Any:
