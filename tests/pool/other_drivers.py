@@ -272,14 +272,14 @@ def test_connections_closed_amid_queries_of_other_threads_do_not_crash_the_proce
     users = [threading.Thread(target=use, daemon=True) for _ in range(4)]
     for user in users:
         user.start()
-    taken, end = 0, time.monotonic() + 20
-    while taken < 200 and time.monotonic() < end:
+    taken, end = 0, time.monotonic() + 40
+    while taken < 60 and time.monotonic() < end:
         taken += db.pool.close_held()
         time.sleep(0.001)
     ended.set()
     for user in users:
         user.join(10)
-    assert taken >= 200
+    assert taken >= 60
     assert refused
     assert one(db) == (1,)
     eventually(lambda: not db.pool.cut)

@@ -14,7 +14,7 @@ import peewee
 
 from peewee_frameworks.pool import connect
 
-USERS, ROUNDS, DEADLINE = 4, 400, 30.0
+USERS, ROUNDS, DEADLINE = 4, 150, 30.0
 SLOW = {
     "mysql": "select %s, sleep(0.0005)",
     "postgres": "select %s, pg_sleep(0.0005)",
