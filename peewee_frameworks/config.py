@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -103,6 +104,17 @@ class Options:
         for model in self.create_tables:
             if not (isinstance(model, type) and issubclass(model, peewee.Model)):
                 raise ConfigurationError(f"create_tables holds {model!r}, which is not a Peewee model.")
+        for name, functions in (
+            ("transaction", [self.transaction]),
+            ("rollback_on", [self.rollback_on]),
+            ("exclude", self.exclude),
+        ):
+            for function in functions:
+                if inspect.iscoroutinefunction(function):
+                    raise ConfigurationError(
+                        f"{name}: {function.__qualname__} is an async function, whose result would always count as true. Give "
+                        "a plain `def`."
+                    )
         _positive("run_threads", self.run_threads)
         _positive("run_timeout", self.run_timeout)
         _positive("close_timeout", self.close_timeout)

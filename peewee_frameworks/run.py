@@ -78,6 +78,19 @@ def _expire(waiter: asyncio.Future[bool]) -> None:
         waiter.set_result(False)
 
 
+class _Call:
+    """One call while it runs; its context and what is started from there know it."""
+
+    __slots__ = ("ended", "slot")
+
+    def __init__(self, slot: _Slot) -> None:
+        self.slot = slot
+        self.ended = False
+
+
+_inside: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("peewee_frameworks_call", default=None)
+
+
 class _Slot:
     """What one scope holds of the runner: the turn of its calls, and its place among the scopes."""
 
@@ -141,12 +154,16 @@ class Runner:
         slot: _Slot = scope.slot
         if slot is None:
             slot = scope.slot = _Slot(scope, self._gate())
-        await slot.turn.enter()
+        around = _inside.get()
+        # Whoever waits inside a call for another call of its scope would wait for ever: the turn is his own.
+        inside = around is not None and around.slot is slot and not around.ended
+        if not await slot.turn.enter(self.timeout if inside else None):
+            raise self._no_turn(scope)
         try:
             if not await slot.admit(self.timeout):
                 raise self._not_admitted(scope)  # noqa: TRY301 - one way out of the turn for every failure
             context = contextvars.copy_context()
-            future = self._threads().submit(context.run, _call, function, args, kwargs)
+            future = self._threads().submit(context.run, _call, _Call(slot), function, args, kwargs)
         except BaseException:
             slot.call_ended()
             raise
@@ -185,6 +202,13 @@ class Runner:
         """How many scopes wait to be admitted; from any thread."""
         return sum(gate.waiting for gate in self._gates.copy().values())
 
+    def _no_turn(self, scope: Scope) -> PoolTimeout:
+        return PoolTimeout(
+            f"{scope.label}: orm.run was called from inside a call of orm.run, which had not ended after {self.timeout:g} s. "
+            "Calls of one scope take turns, so one that waits for another never ends: query directly in the function that "
+            "orm.run was given."
+        )
+
     def close(self) -> None:
         """Let the threads end when their calls do."""
         executor, self._executor = self._executor, None
@@ -205,9 +229,12 @@ class Runner:
         return self._executor
 
 
-def _call(function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:
+def _call(call: _Call, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:
+    _inside.set(call)
     try:
         return function(*args, **kwargs)
     except StopIteration as error:
         # A future refuses StopIteration, and whoever awaits it would wait for ever.
         raise RuntimeError(f"{getattr(function, '__qualname__', function)} raised StopIteration") from error
+    finally:
+        call.ended = True

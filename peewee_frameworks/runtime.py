@@ -213,6 +213,8 @@ class Runtime:
             bound = model._meta.database
             if bound is None or (isinstance(bound, peewee.Proxy) and bound.obj is None) or unwrap(bound) not in ours:
                 name = "no database" if bound is None else display_name(getattr(bound, "obj", bound))
+                if name in map(display_name, ours):
+                    name += ", made a second time,"
                 raise ConfigurationError(
                     f"create_tables: the model {model.__name__} is bound to {name}, which this Peewee does not serve. It "
                     f"serves {', '.join(display_name(database) for database in ours)}."

@@ -75,3 +75,14 @@ def test_a_url_gives_our_pool_where_it_asks_for_one(url, cls):
     assert type(database) is cls
     assert database.connect_params.get("password") == ("p@ss" if "@" in url else None)
     assert "passwd" not in database.connect_params
+
+
+async def always(*_):
+    return True
+
+
+@pytest.mark.parametrize("option", ["transaction", "rollback_on", "exclude"])
+def test_an_async_function_is_no_predicate(option):
+    """Its coroutine would count as true, for each request."""
+    with pytest.raises(ConfigurationError, match=rf"{option}: always is an async function"):
+        Options(**{option: [always] if option == "exclude" else always})

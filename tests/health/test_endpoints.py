@@ -63,7 +63,9 @@ class Served:
     def held(self, *names: str) -> Iterator[None]:
         """Keep a connection in use for each name meanwhile."""
         answers: list[int] = []
-        threads = [threading.Thread(target=lambda n=name: answers.append(self.get(f"/hold/{n}").status)) for name in names]
+        threads = [
+            threading.Thread(target=lambda n=name: answers.append(self.get(f"/hold/{n}").status)) for name in names
+        ]
         for thread in threads:
             thread.start()
         try:

@@ -245,7 +245,8 @@ def test_a_point_tells_what_has_happened_since_the_one_before():
 
 def test_a_pool_that_was_disposed_of_counts_from_nothing_again():
     _, second = series_of(
-        moment(checkouts=100, use_time=histogram(100, total=1.0)), moment(checkouts=3, use_time=histogram(3, total=0.003))
+        moment(checkouts=100, use_time=histogram(100, total=1.0)),
+        moment(checkouts=3, use_time=histogram(3, total=0.003)),
     )
     assert second.checkouts == 1.5
     assert second.use_mean == pytest.approx(0.001)
