@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Unpack
 
-    from flask import Blueprint, Flask
+    from flask import Blueprint
 
     from .config import Databases, OptionKeywords
     from .health.flask import Guard
