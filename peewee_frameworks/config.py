@@ -361,7 +361,7 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 def _refuse_async(name: str, function: Any) -> None:
     if inspect.iscoroutinefunction(function):
         raise ConfigurationError(
-            f"{name}: {function.__qualname__} is an async function, whose result would always count as true. Give a plain `def`."
+            f"{name}: {function.__qualname__} is an async function, which would always count as true. Give a plain `def`."
         )
 
 
