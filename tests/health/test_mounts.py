@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from peewee_frameworks import fastapi, flask, sanic, starlette
 from peewee_frameworks.errors import ConfigurationError
 from peewee_frameworks.pool import PooledMySQLDatabase, PooledSqliteDatabase
-from tests.support.ports import HOST
+from tests.support.ports import HOST, reserved_port
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports websockets.legacy
@@ -149,9 +149,10 @@ class TestSanic:
             del Sanic._app_registry[name]
 
     def ask(self, app, *paths):
-        client = ReusableClient(app)
-        with client:
-            return [client.get(path)[1] for path in paths]
+        with reserved_port() as port:
+            client = ReusableClient(app, port=port)
+            with client:
+                return [client.get(path)[1] for path in paths]
 
     def test_a_blueprint_installs_as_ever_and_has_endpoints_if_it_is_told_so(self, database, make_app):
         app = make_app("plain")
