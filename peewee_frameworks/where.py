@@ -45,11 +45,9 @@ def locate(scopes: Iterable[Scope], *, greenlets: bool = False) -> dict[Scope, P
     if not wanted:
         return {}
     threads = sys._current_frames()
-    running: list[_Inhabitant] = [
-        (_scope_of_thread(frame), functools.partial(_place_of_thread, ident, frame)) for ident, frame in threads.items()
-    ]
-    # A task may wait for a thread of the same scope; then the thread is where it is.
-    found = {**_assign(wanted, _suspended(greenlets=greenlets)), **_assign(wanted, running)}
+    # Threads first: a task may wait for a thread of the same scope, and then the thread is where it is.
+    found = _assign(wanted, ((_scope_of_thread(frame), _placing(ident, frame)) for ident, frame in threads.items()))
+    found |= _assign(wanted - found.keys(), _suspended(greenlets=greenlets))
     for scope in wanted - found.keys():
         if scope.thread in threads:
             found[scope] = _place_of_thread(scope.thread, threads[scope.thread])
@@ -58,12 +56,16 @@ def locate(scopes: Iterable[Scope], *, greenlets: bool = False) -> dict[Scope, P
 
 def _assign(wanted: Collection[Scope], inhabitants: Iterable[_Inhabitant]) -> dict[Scope, Place]:
     found: dict[Scope, Place] = {}
+    if not wanted:
+        return found
     for inner, make in inhabitants:
         scope: Scope | None = inner
         while scope is not None:  # who is in a nested scope is in those around it
             if scope in wanted and (scope is inner or scope not in found):
                 found[scope] = make()
             scope = scope.parent
+        if len(found) == len(wanted):
+            break  # there may be thousands of idle tasks
     return found
 
 
@@ -99,6 +101,10 @@ def of_thread(ident: int) -> Place | None:
     """Return where a thread is; None if it has ended."""
     frame = sys._current_frames().get(ident)
     return None if frame is None else _place_of_thread(ident, frame)
+
+
+def _placing(ident: int, frame: FrameType) -> Callable[[], Place]:
+    return lambda: _place_of_thread(ident, frame)
 
 
 def _place_of_thread(ident: int, frame: FrameType) -> Place:

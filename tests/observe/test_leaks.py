@@ -250,6 +250,18 @@ def test_the_first_suspect_of_an_asynchronous_database(async_db, caplog):
     asyncio.run(main())
 
 
+def test_two_applications_with_one_database_report_once(db, caplog):
+    Extension(db, leak_threshold=THRESHOLD)
+    Extension(db, leak_threshold=THRESHOLD)
+    gate = Gate()
+    future = start(hold, db, gate, "job")
+    suspected(caplog)
+    gate.open()
+    future.result(10)
+    returned(caplog)
+    assert (len(suspected(caplog)), len(returned(caplog))) == (1, 1)
+
+
 def test_stacks_can_be_recorded_from_the_start(db, caplog):
     Extension(db, leak_threshold=THRESHOLD, leak_stacks=True)
     gate = Gate()
