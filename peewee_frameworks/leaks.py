@@ -55,6 +55,7 @@ class LeakWatch:
         if pool is None:
             self._states.append(state)
             state.listen(self._connected)
+            state.leaks = state.leaks or 0
         elif pool.options.leak_threshold is None:
             stacks = self._stacks or pool.options.leak_stacks
             pool.configure(pool.options.replace(leak_threshold=self._threshold, leak_stacks=stacks))
@@ -101,6 +102,7 @@ class LeakWatch:
             self._reported[state, item.number, item.since] = _Reported(
                 state.name, time.monotonic() - item.seconds, suspect
             )
+            state.leaks = (state.leaks or 0) + 1
             log_suspect(state.name, item.number, item.seconds, suspect)
 
     def after_fork(self) -> None:

@@ -59,12 +59,14 @@ def read(state: State) -> PoolStats:
         moment: PoolStats = pool.stats()
         return moment
     if isinstance(database, PlayhousePooledDatabase):
-        return _playhouse(database)
+        return _playhouse(database, state.leaks)
     used = len(uses_of(state))  # without a pool only our own records tell
-    return PoolStats(name=short_name(database.database), min_connections=0, idle=0, used=used, total=used)
+    return PoolStats(
+        name=short_name(database.database), min_connections=0, idle=0, used=used, total=used, leaks=state.leaks
+    )
 
 
-def _playhouse(database: Any) -> PoolStats:
+def _playhouse(database: Any, leaks: int | None) -> PoolStats:
     idle, used = len(database._connections), len(database._in_use)
     return PoolStats(
         name=short_name(database.database),
@@ -73,6 +75,7 @@ def _playhouse(database: Any) -> PoolStats:
         idle=idle,
         used=used,
         total=idle + used,
+        leaks=leaks,
     )
 
 
@@ -90,6 +93,7 @@ def _asynchronous(state: AsyncState) -> PoolStats:
         waiting=keeper.pending,
         closed=database._closing,
         checkouts=known["wait_time"].count,
+        leaks=state.leaks,
         **known,
     )
 

@@ -6,8 +6,9 @@ Run it with ``uvicorn --factory example_apps.fastapi_shop:create_app`` and look 
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
+from .dependencies import operator
 from .models import orm
 from .orders import orders
 from .products import products
@@ -19,4 +20,5 @@ def create_app() -> FastAPI:
     orm.init_app(app)
     app.include_router(products)
     app.include_router(orders)
+    app.include_router(orm.router(prefix="/db", guard=Depends(operator)))
     return app

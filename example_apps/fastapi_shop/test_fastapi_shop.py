@@ -65,6 +65,15 @@ def test_the_error_responses_are_documented(client):
     assert {"200", "404", "422", "503"} == set(paths["/products/{number}"]["get"]["responses"])
 
 
+def test_operators_see_what_the_pool_does(client, monkeypatch):
+    assert client.get("/db/ready").json() == {"status": "ok"}
+    assert client.get("/db/").status_code == 403
+    monkeypatch.setenv("OPS_TOKEN", "sesame")
+    assert client.get("/db/?token=other").status_code == 403
+    assert client.get("/db/?token=sesame").status_code == 200
+    assert client.get("/db/status?token=sesame").json()["pools"]["default"]["used"] == 0
+
+
 @pytest.fixture(params=[*KINDS, "postgres-async"])
 def address(request, tmp_path):
     """Give a place on each database, and its URL: with the sync driver, and with psycopg's asynchronous one."""

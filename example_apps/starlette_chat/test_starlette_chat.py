@@ -51,6 +51,15 @@ def test_what_one_says_all_hear(client):
         assert [socket.receive_json()["author"] for socket in (ada, bob)] == ["Bob", "Bob"]
 
 
+def test_operators_see_what_the_pool_does(client, monkeypatch):
+    assert client.get("/db/ready").json() == {"status": "ok"}
+    assert client.get("/db/").status_code == 403
+    monkeypatch.setenv("OPS_TOKEN", "sesame")
+    assert client.get("/db/?token=other").status_code == 403
+    assert client.get("/db/?token=sesame").status_code == 200
+    assert client.get("/db/status?token=sesame").json()["pools"]["default"]["used"] == 0
+
+
 @pytest.fixture(params=[*KINDS, "postgres-async"])
 def address(request, tmp_path):
     """Give a place on each database, and its URL: with the sync driver, and with psycopg's asynchronous one."""

@@ -119,6 +119,9 @@ class AsyncGuarded(Guarded):
     _closing: bool
     query_hooks: list[Any]
 
+    def _break_off(self, error: BaseException) -> None:
+        """Nothing: `AsyncFrame.attempt` gives up a connection that was in the middle of something; one that waited is whole."""
+
     # -- statements ---------------------------------------------------------------------------------------------------
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:

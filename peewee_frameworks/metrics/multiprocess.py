@@ -140,10 +140,10 @@ class _Publisher:
             if self._alive is None:
                 self._alive = _hold_lock()
             stale = set(self._gauges)
-            for name, moment in moments(runtime for ref in self._runtimes if (runtime := ref()) is not None):
+            for moment in moments(runtime for ref in self._runtimes if (runtime := ref()) is not None):
                 for metric in METRICS:
                     for label, value in values(metric, moment):
-                        labels = (name,) if label is None else (name, label)
+                        labels = (moment.pool,) if label is None else (moment.pool, label)
                         stale -= self._write(metric, labels, value)
             for key in stale:
                 self._gauges[key].set(0)
