@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -103,6 +104,10 @@ class Options:
         for model in self.create_tables:
             if not (isinstance(model, type) and issubclass(model, peewee.Model)):
                 raise ConfigurationError(f"create_tables holds {model!r}, which is not a Peewee model.")
+        _refuse_async("transaction", self.transaction)
+        _refuse_async("rollback_on", self.rollback_on)
+        for entry in self.exclude:
+            _refuse_async("exclude", entry)
         _positive("run_threads", self.run_threads)
         _positive("run_timeout", self.run_timeout)
         _positive("close_timeout", self.close_timeout)
@@ -355,6 +360,13 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if not any(value is option or (isinstance(option, str) and value == option) for option in allowed):
         shown = ", ".join(repr(option) for option in allowed if option is not None)
         raise ConfigurationError(f"{name}={value!r} is not possible; choose from {shown}.")
+
+
+def _refuse_async(name: str, function: Any) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise ConfigurationError(
+            f"{name}: {function.__qualname__} is an async function, which would always count as true. Give a plain `def`."
+        )
 
 
 def _positive(name: str, value: Any) -> None:

@@ -11,7 +11,7 @@ import peewee
 
 # PyMySQL and mysqlclient keep the status flags of the server's last reply: MySQL's protocol, "Server Status Flags".
 _SERVER_STATUS_IN_TRANS = 0x0001
-_PG_IDLE, _PG_UNKNOWN = 0, 4  # unknown: the connection is bad
+_PG_IDLE, _PG_FAILED, _PG_UNKNOWN = 0, 3, 4  # unknown: the connection is bad
 
 
 def transaction_is_open(conn: Any) -> bool | None:
@@ -31,6 +31,14 @@ def transaction_is_open(conn: Any) -> bool | None:
 def is_clean(conn: Any) -> bool:
     """Return True if the driver can tell, without a round trip, that no transaction is open on `conn`."""
     return transaction_is_open(conn) is False
+
+
+def transaction_has_failed(conn: Any) -> bool:
+    """Return whether a statement of the open transaction failed on PostgreSQL, which answers COMMIT with a rollback then."""
+    info = getattr(
+        getattr(conn, "conn", conn), "info", None
+    )  # psycopg and psycopg2; the asynchronous one is in a wrapper
+    return getattr(info, "transaction_status", None) == _PG_FAILED
 
 
 def is_broken_off(conn: Any) -> bool:

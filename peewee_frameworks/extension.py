@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .errors import ConfigurationError
 from .runtime import Runtime
 from .scope import connection_scope
 
@@ -84,6 +85,14 @@ class Extension:
         from .stats import stats_of  # noqa: PLC0415 - which imports the pool, for those who ask
 
         return stats_of(self.runtime)
+
+    def _check_kind(self, app: Any, kind: type[Any]) -> None:
+        """Raise `ConfigurationError` for an application of another framework."""
+        if not isinstance(app, kind):
+            raise ConfigurationError(
+                f"init_app({type(app).__name__}): {type(self).__module__}.Peewee serves {kind.__name__} applications. "
+                "Import the Peewee of your framework, and give its init_app the application itself."
+            )
 
     async def run(self, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
         """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.

@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
-from flask import Response, current_app, request
+from flask import Flask, Response, current_app, request
 from flask.ctx import AppContext
 from flask.globals import app_ctx
 from werkzeug.exceptions import default_exceptions
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Unpack
 
-    from flask import Blueprint, Flask
+    from flask import Blueprint
 
     from .config import Databases, OptionKeywords
     from .health.flask import Guard
@@ -107,10 +107,15 @@ class Peewee(Extension):
         the ``PEEWEE_…`` keys differ from those of another application that this instance serves; `GeventNotPatched` where
         gevent's patch is missing a part and the process could freeze.
         """
+        self._check_kind(app, Flask)
         installed = app.extensions.setdefault(EXTENSION, [])
         if self in installed:
             raise ConfigurationError(
                 f"init_app() was called twice on the Flask application {app.name!r}. Call it once for each application."
+            )
+        if app._got_first_request:
+            raise ConfigurationError(
+                f"The Flask application {app.name!r} has served a request already. Call init_app() where it is made."
             )
         settings = app.config.get_namespace("PEEWEE_")
         if self._settings not in (None, settings):

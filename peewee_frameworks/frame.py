@@ -14,7 +14,9 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .drivers import transaction_is_open, unread_cursors
+import peewee
+
+from .drivers import transaction_has_failed, transaction_is_open, unread_cursors
 from .errors import ConcurrentUse, ScopeEnded, ScopeError
 
 if TYPE_CHECKING:
@@ -342,7 +344,8 @@ class Frame:
     def end_request_transaction(self, error: BaseException | None = None) -> None:
         """Commit the atomic request, or roll it back because of `error`; nothing if it never connected.
 
-        Raises: what the COMMIT raises, after rolling back; `ScopeError` if a block inside it is still open.
+        Raises: what the COMMIT raises, after rolling back; `peewee.InternalError` if an earlier failure makes PostgreSQL roll
+            back instead; `ScopeError` if a block inside it is still open.
         """
         transaction, self.request_transaction = self.request_transaction, None
         self.atomic = False
@@ -359,13 +362,24 @@ class Frame:
                     "scope='function')."
                 )
             return
+        failed = self._failed() if error is None and transaction_has_failed(self.conn) else None
+        reason = failed or error
         with self.state.bound(self):
             try:
-                transaction.__exit__(type(error) if error else None, error, None)
+                transaction.__exit__(type(reason) if reason else None, reason, None)
             except ConcurrentUse:
                 # Somebody is inside a statement, the thread of a cancelled call for example. It stays on the stack, as above.
                 if error is None:
                     raise
+        if failed is not None:
+            raise failed
+
+    def _failed(self) -> peewee.InternalError:
+        return peewee.InternalError(
+            f"{self.state.name}: the transaction of {self.label} cannot be committed: a statement in it failed, and PostgreSQL "
+            "keeps nothing of such a transaction, though it answers COMMIT without an error. Let the error end the request, or "
+            "put a statement that may fail into a block of its own, `with db.atomic():`."
+        )
 
     # -- cursors --------------------------------------------------------------------------------------------------------
 

@@ -79,6 +79,19 @@ def _expire(waiter: asyncio.Future[bool]) -> None:
         waiter.set_result(False)
 
 
+class _Running:
+    """One call while it runs; its context and what is started from there know it."""
+
+    __slots__ = ("ended", "slot")
+
+    def __init__(self, slot: _Slot) -> None:
+        self.slot = slot
+        self.ended = False
+
+
+_inside: contextvars.ContextVar[_Running | None] = contextvars.ContextVar("peewee_frameworks_call", default=None)
+
+
 class _Slot:
     """What one scope holds of the runner: the turn of its calls, and its place among the scopes."""
 
@@ -116,9 +129,13 @@ class Runner:
             slot = scope.slot = _Slot(scope, self._dock())
         turn, dock = slot.turn, slot.place.dock
         if not turn.enter_now():
-            await turn.enter()
+            around = _inside.get()
+            # Whoever waits inside a call for another call of its scope would wait for ever: the turn is his own.
+            inside = around is not None and around.slot is slot and not around.ended
+            if not await turn.enter(self.timeout if inside else None):
+                raise self._no_turn(scope)
         try:
-            work = functools.partial(_call, function, args, kwargs)
+            work = functools.partial(_call, _Running(slot), function, args, kwargs)
             call = Call(slot.place, contextvars.copy_context(), work, turn.leave)
         except BaseException:
             turn.leave()
@@ -151,6 +168,13 @@ class Runner:
         """How many scopes wait to be admitted; from any thread."""
         return sum(dock.waiting for dock in self._docks.copy().values())
 
+    def _no_turn(self, scope: Scope) -> PoolTimeout:
+        return PoolTimeout(
+            f"{scope.label}: orm.run was called from inside a call of orm.run, which had not ended after {self.timeout:g} s. "
+            "Calls of one scope take turns, so one that waits for another never ends: query directly in the function that "
+            "orm.run was given."
+        )
+
     def close(self) -> None:
         """Let the threads end when their calls do."""
         self._crew.dismiss()
@@ -164,9 +188,12 @@ class Runner:
         return dock
 
 
-def _call(function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:
+def _call(call: _Running, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:
+    _inside.set(call)
     try:
         return function(*args, **kwargs)
     except StopIteration as error:
         # A future refuses StopIteration, and whoever awaits it would wait for ever.
         raise RuntimeError(f"{getattr(function, '__qualname__', function)} raised StopIteration") from error
+    finally:
+        call.ended = True

@@ -213,6 +213,8 @@ class Runtime:
             bound = model._meta.database
             if bound is None or (isinstance(bound, peewee.Proxy) and bound.obj is None) or unwrap(bound) not in ours:
                 name = "no database" if bound is None else display_name(getattr(bound, "obj", bound))
+                if name in map(display_name, ours):
+                    name += ", made a second time,"
                 raise ConfigurationError(
                     f"create_tables: the model {model.__name__} is bound to {name}, which this Peewee does not serve. It "
                     f"serves {', '.join(display_name(database) for database in ours)}."
@@ -302,13 +304,17 @@ class Runtime:
 
         Raises: what a COMMIT raised; no byte may have been sent then.
         """
-        scope.complete(self._error_for(status, options))  # without a transaction too: what follows is not atomic
+        reason = self._reason_to_roll_back(scope, status, options)
+        scope.complete(reason)  # without a transaction too: what follows is not atomic
+        _raise_unless_status(reason)
         self.release_early(scope, options)
 
     async def complete_async(self, scope: Scope, status: int, options: Options | None = None) -> None:
         """Do what `complete` does without blocking the event loop."""
         if scope.has_transaction:
-            await scopes.complete(scope, self._error_for(status, options))
+            reason = self._reason_to_roll_back(scope, status, options)
+            await scopes.complete(scope, reason)
+            _raise_unless_status(reason)
         else:
             scope.complete()  # nothing to commit; a query that comes after the first byte is not atomic any more
         self.release_early(scope, options)
@@ -319,8 +325,13 @@ class Runtime:
             scope.idles = True
             scope.release_early()
 
-    def _error_for(self, status: int, options: Options | None) -> ErrorStatus | None:
-        return ErrorStatus(str(status)) if (options or self.options).rolls_back(status) else None
+    def _reason_to_roll_back(self, scope: Scope, status: int, options: Options | None) -> Exception | None:
+        if not scope.has_transaction:
+            return None
+        try:
+            return ErrorStatus(str(status)) if (options or self.options).rolls_back(status) else None
+        except Exception as error:  # noqa: BLE001 - raised after the ROLLBACK
+            return error
 
     # -- async code -----------------------------------------------------------------------------------------------------
 
@@ -569,6 +580,11 @@ class Runtime:
             self._running = 0  # never started: what it did not open it does not close
             return []
         return self.states[::-1]
+
+
+def _raise_unless_status(reason: Exception | None) -> None:
+    if reason is not None and not isinstance(reason, ErrorStatus):
+        raise reason
 
 
 def _leave(state: State) -> None:

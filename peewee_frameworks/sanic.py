@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import peewee
 from sanic import Blueprint, Request, Sanic
+from sanic.blueprints import BlueprintGroup
 from sanic.exceptions import NotFound, SanicException, ServiceUnavailable
 from sanic.http import Stage
 
 from .asgi import SCOPE_KEY
-from .config import Options, PolicyKeywords
+from .config import PREFIX, Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import SERVER_ERROR, problem_for
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
     from typing import Unpack
 
-    from sanic.blueprints import BlueprintGroup
     from sanic.handlers import ErrorHandler
     from sanic.response import BaseHTTPResponse
     from sanic_routing import Route
@@ -67,6 +67,7 @@ class Peewee(Extension):
     def __init__(self, database: Databases | None = None, **options: Unpack[OptionKeywords]) -> None:
         """See `Extension`."""
         super().__init__(database, **options)
+        self._settings: dict[str, Any] | None = None
         self._policies: list[tuple[Blueprint | BlueprintGroup, dict[str, Any]]] = []
         # By the name of the route, which begins with that of its application.
         self._of_route: dict[str, tuple[list[str], Options]] = {}
@@ -88,12 +89,21 @@ class Peewee(Extension):
     def init_app(self, app: Sanic[Any, Any]) -> None:
         """Install everything: scope, options, error responses, and the start and end of the databases in each worker.
 
-        Raises: `ConfigurationError` if this was done before, if no database is known, for a wrong ``PEEWEE_…`` key.
+        Raises: `ConfigurationError` if this was done before, if no database is known, for a wrong ``PEEWEE_…`` key, or if these
+            keys differ from those of another application that this instance serves.
         """
+        self._check_kind(app, Sanic)
         installed = _installed(app)
         if self in installed:
             raise ConfigurationError(f"init_app() was called twice on {app!r}. Call it once for each application.")
+        settings = {key: value for key, value in app.config.items() if key.startswith(PREFIX)}
+        if self._settings not in (None, settings):
+            raise ConfigurationError(
+                f"{app!r} has other PEEWEE_… settings than an application that this Peewee serves already. Make a Peewee for "
+                "each, or give both the same configuration."
+            )
         self.runtime.configure(app.config)
+        self._settings = settings
         if not installed:
             app.__class__ = _scoped_class(type(app), tells_times=False)
             app.signal("websocket.handler.before", priority=_FIRST)(_watch_websocket)
@@ -151,6 +161,10 @@ class Peewee(Extension):
 
         Raises: `ConfigurationError` for options that cannot work.
         """
+        if not isinstance(blueprint, (Blueprint, BlueprintGroup)):
+            raise ConfigurationError(
+                f"policy({blueprint!r}): give a blueprint or a group; init_app has the application's."
+            )
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         if unknown := given.keys() - PolicyKeywords.__annotations__.keys():
             raise ConfigurationError(f"policy() has no option {', '.join(sorted(unknown))}; it has {_POLICY}.")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import from_thread
 from anyio.to_thread import current_default_thread_limiter
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -36,7 +37,6 @@ from .waiting import Lender
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from starlette.applications import Starlette
     from starlette.responses import Response
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Lifespan, Scope
@@ -58,6 +58,7 @@ class Peewee(Extension):
 
         Raises: `ConfigurationError` if this was done before, if the application has started, if no database is known.
         """
+        self._check_kind(app, Starlette)
         if self in _installed(app):
             raise ConfigurationError(
                 f"init_app() was called twice on {_title(app)}. Call it once for each application."
@@ -93,8 +94,14 @@ class Peewee(Extension):
         Args:
             mine: an async context manager function of the application, as Starlette takes it.
         """
-        if mine is not None and not callable(mine):
-            raise ConfigurationError(f"lifespan({mine!r}): give a function of the application.")
+        if isinstance(mine, Starlette):
+            raise ConfigurationError("lifespan was given the application. Call it: `lifespan=orm.lifespan()`.")
+        wrong = inspect.isgeneratorfunction(mine) or inspect.iscoroutinefunction(mine)
+        if mine is not None and (wrong or not callable(mine)):
+            raise ConfigurationError(
+                f"lifespan({getattr(mine, '__qualname__', repr(mine))}): give an async function of the application that "
+                "yields once."
+            )
         own = contextlib.asynccontextmanager(mine) if inspect.isasyncgenfunction(mine) else mine
 
         @contextlib.asynccontextmanager

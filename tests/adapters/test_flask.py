@@ -15,6 +15,7 @@ import peewee
 import pytest
 from flask import Blueprint, Flask, Response, copy_current_request_context, g, request, stream_with_context
 from flask.cli import FlaskGroup
+from starlette.applications import Starlette
 from werkzeug.exceptions import HTTPException
 
 from peewee_frameworks import ConfigurationError, DatabaseUnavailable, ScopeEnded, current_scope
@@ -871,3 +872,22 @@ def test_preloaded_workers_connect_for_themselves(make_place):
         assert str(process.pid) not in pids
         assert str(os.getpid()) not in pids
         assert len(place.sessions()) <= 5 * len(pids)
+
+
+def test_a_predicate_that_raises_is_a_500_and_rolls_back(models):
+    app = atomic_app(models, rollback_on=lambda status: 1 / 0)
+    assert app.test_client().get("/write/200").status_code == 500
+    assert rows(models) == 0
+
+
+def test_init_app_comes_before_the_first_request(db):
+    app = Flask("late")
+    app.test_client().get("/")
+    with pytest.raises(ConfigurationError, match=r"'late' has served a request already"):
+        Peewee(db).init_app(app)
+    assert "peewee" not in app.extensions or not app.extensions["peewee"]
+
+
+def test_an_application_of_another_framework_is_refused(db):
+    with pytest.raises(ConfigurationError, match=r"init_app\(Starlette\).*flask\.Peewee serves Flask"):
+        Peewee(db).init_app(Starlette())

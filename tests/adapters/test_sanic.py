@@ -574,6 +574,16 @@ def test_a_policy_that_cannot_work_is_refused_at_once(make_database):
         orm.policy(Blueprint("b"), connect="quickly")
     with pytest.raises(ConfigurationError, match="no option errors; it has connect"):
         orm.policy(Blueprint("b"), errors=True)
+    with pytest.raises(ConfigurationError, match="give a blueprint or a group"):
+        orm.policy("b", connect="eager")
+
+
+def test_applications_of_one_peewee_have_the_same_settings(make_database, make_sanic):
+    orm, first, second = Peewee(make_database()), make_sanic("first"), make_sanic("second")
+    orm.init_app(first)
+    second.config["PEEWEE_TRANSACTION"] = True
+    with pytest.raises(ConfigurationError, match=r"second.* has other PEEWEE_"):
+        orm.init_app(second)
 
 
 @pytest.mark.anyio

@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import flask
 import httpx2
 import peewee
 import pytest
@@ -25,7 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Mount, Route, Router, WebSocketRoute
 from starlette.testclient import TestClient
 
-from peewee_frameworks import ConfigurationError, ScopeEnded, connection_scope, current_scope
+from peewee_frameworks import ConfigurationError, PoolTimeout, ScopeEnded, connection_scope, current_scope
 from peewee_frameworks.starlette import Peewee
 from tests.support.concurrency import eventually
 
@@ -863,3 +864,66 @@ def test_a_task_that_outlives_its_request_is_told_so(database):
         assert everything_is_back(orm, database)
     assert "request GET /start has ended" in outcome[0]
     assert outcome[1] == "1"
+
+
+# -- mistakes -----------------------------------------------------------------------------------------------------------
+
+
+def test_orm_run_inside_orm_run_says_so_instead_of_waiting_for_ever(sqlite):
+    """The inner call waits for the outer's turn, and the outer for the inner's result."""
+    orm = Peewee(sqlite, run_timeout=0.2)
+
+    async def work(loop):
+        def outer():
+            return asyncio.run_coroutine_threadsafe(orm.run(value, sqlite), loop).result(10)
+
+        async with orm.scope("twice"):
+            with pytest.raises(PoolTimeout, match=r"twice: orm\.run was called from inside"):
+                await orm.run(outer)
+            return await orm.run(value, sqlite)  # the turn was given back
+
+    async def main():
+        return await work(asyncio.get_running_loop())
+
+    assert asyncio.run(main()) == "1"
+    assert everything_is_back(orm, sqlite)
+    orm.runtime.runner.close()
+
+
+def test_a_call_that_is_started_inside_another_and_not_waited_for_has_its_turn(sqlite):
+    orm = Peewee(sqlite)
+    started = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def outer():
+            started.append(asyncio.run_coroutine_threadsafe(orm.run(value, sqlite), loop))
+
+        async with orm.scope():
+            await orm.run(outer)
+            return await asyncio.wrap_future(started[0])
+
+    assert asyncio.run(main()) == "1"
+    assert everything_is_back(orm, sqlite)
+    orm.runtime.runner.close()
+
+
+async def no_context_manager(app):
+    pass
+
+
+def plain_generator(app):
+    yield
+
+
+@pytest.mark.parametrize("mine", ["x", no_context_manager, plain_generator, Starlette()])
+def test_a_lifespan_that_cannot_work_is_refused(sqlite, mine):
+    """An `orm.lifespan` without its parentheses is given the application."""
+    with pytest.raises(ConfigurationError, match=r"lifespan"):
+        Peewee(sqlite).lifespan(mine)
+
+
+def test_an_application_of_another_framework_is_refused(sqlite):
+    with pytest.raises(ConfigurationError, match=r"Flask.*peewee_frameworks\.starlette"):
+        Peewee(sqlite).init_app(flask.Flask("other"))

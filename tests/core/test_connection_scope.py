@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 
+import peewee
 import pytest
 
 from peewee_frameworks import ConfigurationError, ScopeEnded, connection_scope, current_scope
@@ -121,6 +123,28 @@ def test_a_transaction_scope_rolls_back_on_an_exception(db, note):
         raise KeyError
     with connection_scope(db):
         assert note.select().count() == 0
+
+
+def test_a_transaction_with_a_failed_statement_is_not_taken_for_committed(make_place):
+    """PostgreSQL rolls back and answers COMMIT without an error; a savepoint around the statement saves the rest."""
+    database = make_place("postgres").make_database()
+    note = make_note(database)
+    with (
+        pytest.raises(peewee.InternalError, match=r"a statement in it failed"),
+        connection_scope(database, transaction=True),
+    ):
+        note.create(text="lost", id=1)
+        with contextlib.suppress(peewee.IntegrityError):
+            note.create(text="again", id=1)
+    with connection_scope(database, transaction=True):
+        assert note.select().count() == 0
+        note.create(text="kept", id=1)
+        with contextlib.suppress(peewee.IntegrityError), database.atomic():
+            note.create(text="again", id=1)
+    with connection_scope(database):
+        assert note.select().count() == 1
+    assert in_use(database) == 0
+    database.close_all()
 
 
 def test_a_transaction_scope_without_a_query_takes_no_connection(lite):

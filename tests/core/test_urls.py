@@ -104,3 +104,14 @@ def test_what_asyncpg_does_not_know_is_a_setting_of_the_session():
     database = connect("postgresql+asyncpg://u@h/d?application_name=shop&statement_cache_size=0", search_path="app")
     assert database.connect_params["server_settings"] == {"application_name": "shop", "search_path": "app"}
     assert database.connect_params["statement_cache_size"] == 0
+
+
+async def always(*_):
+    return True
+
+
+@pytest.mark.parametrize("option", ["transaction", "rollback_on", "exclude"])
+def test_an_async_function_is_no_predicate(option):
+    """Its coroutine would count as true, for each request."""
+    with pytest.raises(ConfigurationError, match=rf"{option}: always is an async function"):
+        Options(**{option: [always] if option == "exclude" else always})
