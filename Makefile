@@ -7,7 +7,7 @@ APP ?= flask_blog
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all contract lint types bench serve clean
+.PHONY: help demo screenshots test test-all contract lint types bench serve clean
 
 # What a newer Python can change, and what of it does not take long: no matrix of web servers.
 ELSEWHERE ?= tests/core tests/pool tests/aio $(wildcard tests/adapters/test_*.py) \
@@ -71,6 +71,9 @@ types: $(VENV)/.dev  ## Strict mypy
 
 bench: $(VENV)/.bench  ## Measure against the peers, side by side (ARGS="--only name")
 	$(BIN)/python -m benchmarks $(ARGS)
+
+screenshots: $(VENV)/.dev  ## Take the status page's pictures for the documentation (MariaDB and Chromium; two minutes)
+	PEEWEE_FRAMEWORKS_SCREENSHOTS=docs/images $(BIN)/python -m pytest -q tests/health/test_page.py -k pictures
 
 serve: $(VENV)/.demo  ## Serve one example app: make serve APP=flask_blog|sanic_feed|fastapi_shop|starlette_chat
 	$(BIN)/python -m example_apps.serve $(APP)

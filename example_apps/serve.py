@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -29,7 +30,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make serve APP=…", description=__doc__)
     parser.add_argument("app", choices=COMMANDS)
     app = parser.parse_args().app
-    print(f"http://{':'.join(ADDRESS)} serves {app}; Ctrl-C ends it.", flush=True)
+    url, token = f"http://{':'.join(ADDRESS)}", os.environ.setdefault("OPS_TOKEN", "look-around")
+    print(f"{url} serves {app}; Ctrl-C ends it.", flush=True)
+    if app != "flask_gevent":
+        print(f"{url}/db/?token={token} shows what its pool does.", flush=True)
     try:
         return subprocess.call([sys.executable, "-m", *COMMANDS[app]])
     except KeyboardInterrupt:

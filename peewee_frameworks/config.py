@@ -245,23 +245,27 @@ def _open(database: Any, alias: str) -> Any:
 def connect_url(url: str) -> Any:
     """Make a database from a URL such as ``mysql+pool://user:secret@host/shop?max_connections=20``.
 
-    The schemes are those of ``playhouse.db_url``; ``…+pool`` gives a database of `peewee_frameworks.pool` where it has one.
+    The schemes are those of ``playhouse.db_url``; ``…+pool`` gives a database of `peewee_frameworks.pool` where it has one,
+    ``…+async`` an asynchronous one (`peewee_frameworks.aio`).
 
     Raises: `ConfigurationError` for a URL that is malformed or of an unknown scheme; it never shows the password.
     """
     from playhouse import db_url  # noqa: PLC0415 - it imports every driver extension that is installed
 
-    from .pool import urls as pooled  # noqa: PLC0415 - which stands on this module
+    from .aio import urls as asynchronous  # noqa: PLC0415 - it stands on this module
+    from .pool import urls as pooled  # noqa: PLC0415 - it too
 
     parts = split_url(url)
     scheme = parts.scheme
-    if scheme not in db_url.schemes:
+    ours = pooled.SCHEMES | asynchronous.SCHEMES
+    known = db_url.schemes.keys() | ours
+    if scheme not in known:
         raise ConfigurationError(
-            f"The database URL {safe_url(url)} has the unknown scheme {scheme!r}.{_suggest(scheme, db_url.schemes)} "
+            f"The database URL {safe_url(url)} has the unknown scheme {scheme!r}.{_suggest(scheme, sorted(known))} "
             "It looks like mysql+pool://user@host/name, postgresql+pool://user@host/name or sqlite:///file.db."
         )
     try:
-        return pooled.connect(url) if scheme in pooled.SCHEMES else _connect_as_playhouse(scheme, url)
+        return pooled.connect(url) if scheme in ours else _connect_as_playhouse(scheme, url)
     except Exception as error:  # noqa: BLE001 - whatever a driver makes of the URL's parameters
         # Peewee's own message quotes the URL, password included: so neither that message nor the chain to it.
         quoted = (url, parts.password, unquote(parts.password or ""))

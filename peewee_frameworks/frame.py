@@ -68,6 +68,12 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
     return asyncio._get_running_loop()
 
 
+def in_greenlet() -> bool:
+    """Return whether the caller shares its thread with others: what the thread does later need not be its doing."""
+    greenlet = sys.modules.get("greenlet")
+    return greenlet is not None and greenlet.getcurrent().parent is not None
+
+
 class Lineage:
     """Marks the contexts that come from inside one transaction block.
 

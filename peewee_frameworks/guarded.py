@@ -150,8 +150,8 @@ class Transaction(_Marked, peewee._transaction):
         return _Block.__enter__(self)
 
     def _could_not_end(self, frame: Frame) -> None:
-        # It is open still and must not look otherwise: MySQL's next BEGIN would commit it. On the stack nothing commits it any
-        # more, and the end of the scope rolls it back.
+        # It is open still, and must not look as if it were not: MySQL's next BEGIN would commit it. On the stack nothing
+        # commits it any more, and the end of the scope rolls it back.
         open_still = frame.conn is not None and transaction_is_open(frame.conn) is not False
         if open_still and self not in frame.transactions:
             frame.transactions.insert(0, self)
@@ -359,7 +359,9 @@ class Guarded:
             frame.begin_request_transaction()
         except BaseException:
             # An open connection without its transaction would let the next statement commit by itself.
-            frame.state.drop(frame._detach())
+            # What was lost or cancelled on the way, an asynchronous driver has dropped by itself.
+            if (conn := frame._detach()) is not None:
+                frame.state.drop(conn)
             raise
 
     def _connect_here(self, *args: Any, **kwargs: Any) -> bool:

@@ -136,7 +136,7 @@ def uses_of(state: State) -> dict[int, Use]:
 
 def open_in_process() -> Iterable[Scope]:
     """Return the scopes that are open in this process, whoever opened them."""
-    return {*snapshot(open_scopes), *(scope for runtime in snapshot(runtimes) for scope in snapshot(runtime.live))}
+    return {*open_scopes(), *(scope for runtime in snapshot(runtimes) for scope in snapshot(runtime.live))}
 
 
 def places_of(uses: Collection[Use], *, greenlets: bool = False) -> dict[int, Place]:

@@ -48,13 +48,14 @@ class LeakWatch:
         watch_forks(self)
 
     def add(self, state: State) -> None:
-        """Watch over a database, unless that is done already or its pool has a threshold of its own."""
-        if state in self._states:
+        """Watch over a database, unless somebody does so already or its pool has a threshold of its own."""
+        if any(isinstance(getattr(listener, "__self__", None), LeakWatch) for listener in state.listeners):
             return
-        self._states.append(state)
         pool = getattr(state.database, "pool", None)
         if pool is None:
+            self._states.append(state)
             state.listen(self._connected)
+            state.leaks = state.leaks or 0
         elif pool.options.leak_threshold is None:
             stacks = self._stacks or pool.options.leak_stacks
             pool.configure(pool.options.replace(leak_threshold=self._threshold, leak_stacks=stacks))
@@ -70,7 +71,7 @@ class LeakWatch:
         """Report who has passed the threshold and who is back; return in how many seconds to look again."""
         wait, out = INTERVAL, set()
         for state in self._states:
-            if state.database is None or getattr(state.database, "pool", None) is not None:
+            if state.database is None:
                 continue
             passed: list[Out] = []
             for item in connections_out(state):
@@ -101,6 +102,7 @@ class LeakWatch:
             self._reported[state, item.number, item.since] = _Reported(
                 state.name, time.monotonic() - item.seconds, suspect
             )
+            state.leaks = (state.leaks or 0) + 1
             log_suspect(state.name, item.number, item.seconds, suspect)
 
     def after_fork(self) -> None:

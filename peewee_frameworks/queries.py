@@ -67,7 +67,7 @@ class Tally:
     def server_timing(self) -> str:
         """Return the value of a ``Server-Timing`` header, in milliseconds."""
         noun = "query" if self.count == 1 else "queries"
-        return f'db;dur={self.seconds * 1000:.1f};desc="{self.count} {noun}", pool;dur={self.waited * 1000:.1f}'
+        return f'db;dur={self.seconds * 1000:.2f};desc="{self.count} {noun}", pool;dur={self.waited * 1000:.2f}'
 
     def close(self, scope: Scope) -> None:
         """Warn, at the end, if there were more queries than the budget allows."""

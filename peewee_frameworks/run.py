@@ -1,6 +1,6 @@
 """Sync Peewee code from async code: the whole unit of work in one bounded set of threads.
 
-Three rules keep it from stalling. Calls are admitted on the loop, before a thread is used, so nobody waits for a connection
+Three rules keep it from stalling. Calls are admitted before a thread is used, so nobody waits for a connection
 while holding a thread that a holder of a connection needs. The place belongs to the *scope*, from its first call until its
 connections are given back, so a holder always has a thread for its next call. And the calls of one scope take turns.
 """
@@ -11,11 +11,11 @@ import asyncio
 import collections
 import contextlib
 import contextvars
-import os
+import functools
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .crew import Call, Crew, Dock, Place, Stage
 from .errors import PoolTimeout
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ class Queue:
 
     async def enter(self, timeout: float | None = None) -> bool:
         """Wait for a place; return False if none came within `timeout` seconds."""
-        if self._free > 0 and not self._waiters:
-            self._free -= 1
+        if self.enter_now():
             return True
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
@@ -58,10 +57,12 @@ class Queue:
                 self._waiters.remove(waiter)
         return granted
 
-    @property
-    def waiting(self) -> int:
-        """How many wait."""
-        return len(self._waiters)
+    def enter_now(self) -> bool:
+        """Take a place if there is one; return whether there was."""
+        if self._free > 0 and not self._waiters:
+            self._free -= 1
+            return True
+        return False
 
     def leave(self) -> None:
         """Give the place to the next in line."""
@@ -78,7 +79,7 @@ def _expire(waiter: asyncio.Future[bool]) -> None:
         waiter.set_result(False)
 
 
-class _Call:
+class _Running:
     """One call while it runs; its context and what is started from there know it."""
 
     __slots__ = ("ended", "slot")
@@ -88,44 +89,17 @@ class _Call:
         self.ended = False
 
 
-_inside: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("peewee_frameworks_call", default=None)
+_inside: contextvars.ContextVar[_Running | None] = contextvars.ContextVar("peewee_frameworks_call", default=None)
 
 
 class _Slot:
     """What one scope holds of the runner: the turn of its calls, and its place among the scopes."""
 
-    def __init__(self, scope: Scope, gate: Queue) -> None:
-        self._scope = scope
-        self._gate = gate
-        self._loop = asyncio.get_running_loop()
-        self._admitted = False
-        self._running = False
+    __slots__ = ("place", "turn")
+
+    def __init__(self, scope: Scope, dock: Dock) -> None:
+        self.place = Place(scope, dock)
         self.turn = Queue(1)
-        scope.on_release(self._connection_released)
-
-    async def admit(self, timeout: float | None) -> bool:
-        """Get a place for this scope, unless it has one."""
-        if not self._admitted:
-            self._admitted = await self._gate.enter(timeout)
-        self._running = self._admitted
-        return self._admitted
-
-    def call_ended(self) -> None:
-        """Let the scope's next call have its turn; on the loop's thread."""
-        self._running = False
-        self._give_up_place()
-        self.turn.leave()
-
-    def _connection_released(self) -> None:
-        """Runs on whichever thread gave the connection back."""
-        if self._admitted:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and its queue with it
-                self._loop.call_soon_threadsafe(self._give_up_place)
-
-    def _give_up_place(self) -> None:
-        if self._admitted and not self._running and not self._scope.connected:
-            self._admitted = False
-            self._gate.leave()
 
 
 class Runner:
@@ -140,9 +114,8 @@ class Runner:
         """
         self.threads = threads
         self.timeout = timeout
-        self._executor: ThreadPoolExecutor | None = None
-        self._pid = 0
-        self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Queue] = weakref.WeakKeyDictionary()
+        self._crew = Crew(threads, "peewee-run")
+        self._docks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Dock] = weakref.WeakKeyDictionary()
 
     async def run(self, scope: Scope, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
         """Call `function` on a thread, in `scope`, with a copy of the caller's context.
@@ -151,56 +124,49 @@ class Runner:
 
         Raises: what the function raises; `PoolTimeout` if the scope was not admitted in time.
         """
-        slot: _Slot = scope.slot
+        slot: _Slot | None = scope.slot
         if slot is None:
-            slot = scope.slot = _Slot(scope, self._gate())
-        around = _inside.get()
-        # Whoever waits inside a call for another call of its scope would wait for ever: the turn is his own.
-        inside = around is not None and around.slot is slot and not around.ended
-        if not await slot.turn.enter(self.timeout if inside else None):
-            raise self._no_turn(scope)
+            slot = scope.slot = _Slot(scope, self._dock())
+        turn, dock = slot.turn, slot.place.dock
+        if not turn.enter_now():
+            around = _inside.get()
+            # Whoever waits inside a call for another call of its scope would wait for ever: the turn is his own.
+            inside = around is not None and around.slot is slot and not around.ended
+            if not await turn.enter(self.timeout if inside else None):
+                raise self._no_turn(scope)
         try:
-            if not await slot.admit(self.timeout):
-                raise self._not_admitted(scope)  # noqa: TRY301 - one way out of the turn for every failure
-            context = contextvars.copy_context()
-            future = self._threads().submit(context.run, _call, _Call(slot), function, args, kwargs)
+            work = functools.partial(_call, _Running(slot), function, args, kwargs)
+            call = Call(slot.place, contextvars.copy_context(), work, turn.leave)
         except BaseException:
-            slot.call_ended()
+            turn.leave()
             raise
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[_Result] = loop.create_future()
-
-        def ended() -> None:
-            slot.call_ended()
-            if waiter.cancelled() or future.cancelled():
-                return
-            error = future.exception()
-            if error is None:
-                waiter.set_result(future.result())
-            else:
-                waiter.set_exception(error)
-
-        def wake(_: object) -> None:  # once for both: to wake a loop is a system call
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a turn any more
-                loop.call_soon_threadsafe(ended)
-
-        future.add_done_callback(wake)
+        timer = None
         try:
-            return await waiter
-        except asyncio.CancelledError:
-            future.cancel()  # if it has not begun
+            dock.start(call)
+            if call.stage is Stage.PENDING and self.timeout is not None:
+                timer = dock.loop.call_later(self.timeout, self._expire, dock, call, scope)
+            result: _Result = await call.waiter
+        except BaseException:
+            dock.withdraw(call)  # if it has not begun
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return result
 
-    def _not_admitted(self, scope: Scope) -> PoolTimeout:
-        return PoolTimeout(
-            f"{scope.label}: waited {self.timeout:g} s to be admitted; {self.threads} other units of work were running or "
-            "holding a connection. Raise the pool's max_connections, or shorten the work."
-        )
+    def _expire(self, dock: Dock, call: Call, scope: Scope) -> None:
+        if call.stage is Stage.PENDING and dock.withdraw(call) and not call.waiter.done():
+            call.waiter.set_exception(
+                PoolTimeout(
+                    f"{scope.label}: waited {self.timeout:g} s to be admitted; {self.threads} other units of work were running "
+                    "or holding a connection. Raise the pool's max_connections, or shorten the work."
+                )
+            )
 
     @property
     def waiting(self) -> int:
         """How many scopes wait to be admitted; from any thread."""
-        return sum(gate.waiting for gate in self._gates.copy().values())
+        return sum(dock.waiting for dock in self._docks.copy().values())
 
     def _no_turn(self, scope: Scope) -> PoolTimeout:
         return PoolTimeout(
@@ -211,25 +177,18 @@ class Runner:
 
     def close(self) -> None:
         """Let the threads end when their calls do."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=False)
+        self._crew.dismiss()
 
-    def _gate(self) -> Queue:
+    def _dock(self) -> Dock:
+        self._crew.muster()
         loop = asyncio.get_running_loop()
-        gate = self._gates.get(loop)
-        if gate is None:
-            gate = self._gates[loop] = Queue(self.threads)
-        return gate
-
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._executor is None or self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="peewee-run")
-        return self._executor
+        dock = self._docks.get(loop)
+        if dock is None:
+            dock = self._docks[loop] = Dock(self._crew, weakref.ref(loop))
+        return dock
 
 
-def _call(call: _Call, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:
+def _call(call: _Running, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:
     _inside.set(call)
     try:
         return function(*args, **kwargs)

@@ -17,7 +17,7 @@ import peewee
 
 from .background import background
 from .errors import ConfigurationError
-from .frame import Frames, current_frames, native_thread, running_loop
+from .frame import Frames, current_frames, in_greenlet, native_thread, running_loop
 from .state import State, install
 
 if TYPE_CHECKING:
@@ -30,9 +30,21 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 
-# The scopes of `connection_scope`, jobs and phases; those of requests are in `Runtime.live`, at less cost. Weakly: a scope that
-# nobody ends must not keep its connection from being taken back.
-open_scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
+# The scopes of `connection_scope` and of jobs, by `id()`; those of requests are in `Runtime.live`. Weakly: a scope that nobody
+# ends must not keep its connection from being taken back. Not a `WeakSet`, which costs a fifth of a scope.
+_open: dict[int, weakref.ref[Scope]] = {}
+
+
+def open_scopes() -> list[Scope]:
+    """Return the scopes of this process that are no request's."""
+    found = []
+    for key, ref in list(_open.items()):
+        scope = ref()
+        if scope is not None:
+            found.append(scope)
+        elif _open.get(key) is ref:  # abandoned, and collected
+            _open.pop(key, None)
+    return found
 
 
 class Scope(Frames):
@@ -77,9 +89,10 @@ class Scope(Frames):
         self.parent: Scope | None = parent
         self.owner = owner
         self.frames = {}
-        if running_loop() is None:
+        if running_loop() is None and not in_greenlet():
             self.thread = native_thread()
-        open_scopes.add(self)
+        if owner is None:
+            _open[id(self)] = weakref.ref(self)
 
     @property
     def scope(self) -> Scope:
@@ -128,7 +141,7 @@ class Scope(Frames):
     @property
     def connected(self) -> bool:
         """Whether any of its databases holds a connection now."""
-        return any(frame.conn is not None for frame in self.frames.values())
+        return any(frame.conn is not None for frame in list(self.frames.values()))  # asked on any thread
 
     def enter(self) -> None:
         """Make this the current scope of the running context."""
@@ -136,6 +149,7 @@ class Scope(Frames):
 
     def exit(self) -> None:
         """Make the scope before it current again."""
+        _open.pop(id(self), None)
         token, self._token = self._token, None
         if token is not None:
             try:

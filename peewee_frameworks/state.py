@@ -117,6 +117,8 @@ class State:
         self._database = weakref.ref(database)
         # The threads of `db.run`; see aio/sync.py.
         self.runner: Any = None
+        # How many connections were reported as leaked, where the pool is not ours; None: nobody watches.
+        self.leaks: int | None = None
         # How many running applications use the database: the last one to stop closes its pool.
         self.users = 0
         # What gevent had patched when the database was last checked; see `gevent.watch`.

@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
+from .holders import uses_of
 from .pool.database import short_name
-from .pool.entries import snapshot
 from .pool.stats import Histogram, PoolStats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from .aio.state import AsyncState
     from .pool.stats import Recorder
     from .runtime import Runtime
-    from .scope import Scope
     from .state import State
 
 __all__ = ["Histogram", "PoolStats", "pool_name", "read", "recorder_of", "stats_of"]
@@ -34,8 +31,7 @@ def stats_of(runtime: Runtime) -> dict[str, PoolStats]:
 
     Raises: `ConfigurationError` while the databases are not known.
     """
-    scopes = snapshot(runtime.live)
-    return {alias: read(state, scopes) for alias, state in zip(runtime.databases, runtime.states, strict=True)}
+    return {alias: read(state) for alias, state in zip(runtime.databases, runtime.states, strict=True)}
 
 
 def pool_name(state: State) -> str:
@@ -53,13 +49,8 @@ def recorder_of(state: State) -> Recorder | None:
     return None if pool is None else pool._recorder
 
 
-def read(state: State, scopes: Iterable[Scope]) -> PoolStats:
-    """Return the moment of one database's pool.
-
-    Args:
-        state: the database's.
-        scopes: those that are open; without a pool only they tell who has a connection.
-    """
+def read(state: State) -> PoolStats:
+    """Return the moment of one database's pool."""
     database = state.database
     if state.is_async:
         return _asynchronous(state)  # type: ignore[arg-type]
@@ -68,14 +59,14 @@ def read(state: State, scopes: Iterable[Scope]) -> PoolStats:
         moment: PoolStats = pool.stats()
         return moment
     if isinstance(database, PlayhousePooledDatabase):
-        return _playhouse(database)
-    # Without a pool only our own records tell: those of requests, and of threads and tasks outside any scope.
-    frames = [scope.frames.get(state) for scope in scopes]
-    used = sum(frame is not None and frame.conn is not None for frame in (*frames, *state.implicit_frames()))
-    return PoolStats(name=short_name(database.database), min_connections=0, idle=0, used=used, total=used)
+        return _playhouse(database, state.leaks)
+    used = len(uses_of(state))  # without a pool only our own records tell
+    return PoolStats(
+        name=short_name(database.database), min_connections=0, idle=0, used=used, total=used, leaks=state.leaks
+    )
 
 
-def _playhouse(database: Any) -> PoolStats:
+def _playhouse(database: Any, leaks: int | None) -> PoolStats:
     idle, used = len(database._connections), len(database._in_use)
     return PoolStats(
         name=short_name(database.database),
@@ -84,6 +75,7 @@ def _playhouse(database: Any) -> PoolStats:
         idle=idle,
         used=used,
         total=idle + used,
+        leaks=leaks,
     )
 
 
@@ -101,6 +93,7 @@ def _asynchronous(state: AsyncState) -> PoolStats:
         waiting=keeper.pending,
         closed=database._closing,
         checkouts=known["wait_time"].count,
+        leaks=state.leaks,
         **known,
     )
 

@@ -19,10 +19,12 @@ from .pool.entries import snapshot
 from .stacks import Stack, take, take_awaiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from types import FrameType
 
     from .scope import Scope
+
+    _Inhabitant = tuple[Scope | None, Callable[[], "Place"]]
 
 
 class Place(NamedTuple):
@@ -40,28 +42,35 @@ def locate(scopes: Iterable[Scope], *, greenlets: bool = False) -> dict[Scope, P
         greenlets: look for suspended greenlets too, which takes a walk through all objects there are.
     """
     wanted = set(scopes)
-    found: dict[Scope, Place] = {}
     if not wanted:
-        return found
+        return {}
     threads = sys._current_frames()
-    for inner, make in _inhabitants(threads, greenlets=greenlets):
-        scope: Scope | None = inner
-        while scope is not None:  # who is in a nested scope is in those around it
-            if scope in wanted and (scope is inner or scope not in found):
-                found[scope] = make()
-            scope = scope.parent
+    # Threads first: a task may wait for a thread of the same scope, and then the thread is where it is.
+    found = _assign(wanted, ((_scope_of_thread(frame), _placing(ident, frame)) for ident, frame in threads.items()))
+    found |= _assign(wanted - found.keys(), _suspended(greenlets=greenlets))
     for scope in wanted - found.keys():
         if scope.thread in threads:
             found[scope] = _place_of_thread(scope.thread, threads[scope.thread])
     return found
 
 
-def _inhabitants(
-    threads: Mapping[int, FrameType], *, greenlets: bool
-) -> Iterator[tuple[Scope | None, Callable[[], Place]]]:
-    """Yield the scope that each thread, task and greenlet is in, and what tells where it is."""
-    for ident, frame in threads.items():
-        yield _scope_of_thread(frame), functools.partial(_place_of_thread, ident, frame)
+def _assign(wanted: Collection[Scope], inhabitants: Iterable[_Inhabitant]) -> dict[Scope, Place]:
+    found: dict[Scope, Place] = {}
+    if not wanted:
+        return found
+    for inner, make in inhabitants:
+        scope: Scope | None = inner
+        while scope is not None:  # who is in a nested scope is in those around it
+            if scope in wanted and (scope is inner or scope not in found):
+                found[scope] = make()
+            scope = scope.parent
+        if len(found) == len(wanted):
+            break  # there may be thousands of idle tasks
+    return found
+
+
+def _suspended(*, greenlets: bool) -> Iterator[_Inhabitant]:
+    """Yield the scope that each task and greenlet is in, and what tells where that is."""
     for task in _tasks():
         yield _scope_in(_context_of(task)), functools.partial(of_task, task)
     if greenlets:
@@ -92,6 +101,10 @@ def of_thread(ident: int) -> Place | None:
     """Return where a thread is; None if it has ended."""
     frame = sys._current_frames().get(ident)
     return None if frame is None else _place_of_thread(ident, frame)
+
+
+def _placing(ident: int, frame: FrameType) -> Callable[[], Place]:
+    return lambda: _place_of_thread(ident, frame)
 
 
 def _place_of_thread(ident: int, frame: FrameType) -> Place:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, HTTPException
 from peewee import Database
 
 from .models import orm
@@ -14,3 +16,10 @@ Connection = Annotated[Database, Depends(orm.connection)]
 
 Atomic = Annotated[Database, Depends(orm.transaction, scope="function")]
 """The database in a transaction: committed when the endpoint has returned, rolled back if it raises."""
+
+
+def operator(token: str = "") -> None:
+    """Let in who knows OPS_TOKEN: ``/db/?token=…`` shows what the pool does. Without such a variable, nobody."""
+    expected = os.environ.get("OPS_TOKEN", "")
+    if not expected or not secrets.compare_digest(token.encode(), expected.encode()):
+        raise HTTPException(403, "For operators only.")

@@ -1,4 +1,7 @@
-"""The tables, and the database they are in: SQLite in the current directory, or what DATABASE_URL names."""
+"""The tables, and the database they are in: SQLite in the current directory, or what DATABASE_URL names.
+
+``postgresql://…`` and ``mysql://…`` are sync drivers, ``postgresql+async://…`` an asynchronous one; nothing else changes.
+"""
 
 from __future__ import annotations
 

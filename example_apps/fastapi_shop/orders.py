@@ -36,8 +36,15 @@ class StoredOrder(BaseModel):
 
 
 @orders.post("", response_model=StoredOrder, status_code=201)
-def place_order(_: Atomic, wanted: NewOrder, tasks: BackgroundTasks) -> Any:
+async def place_order(db: Atomic, wanted: NewOrder, tasks: BackgroundTasks) -> Any:
     """Place an order. If the third product is sold out, nothing of the first two has happened."""
+    order = await db.run(store, wanted)
+    tasks.add_task(confirm, order.id)
+    return order
+
+
+def store(wanted: NewOrder) -> Order:
+    """Store an order: ordinary Peewee code, in the request's transaction."""
     order = Order.create(customer=wanted.customer)
     for item in sorted(wanted.items, key=lambda item: item.product):  # two orders lock products in the same order
         taken = Product.update(stock=Product.stock - item.quantity).where(
@@ -50,17 +57,17 @@ def place_order(_: Atomic, wanted: NewOrder, tasks: BackgroundTasks) -> Any:
         Line.create(order=order, product=item.product, quantity=item.quantity, price=price)
         order.total += price * item.quantity
     order.save()
-    tasks.add_task(confirm, order.id)
     return order
 
 
 @orders.get("/{number}", response_model=StoredOrder)
 async def show_order(_: Connection, number: int) -> Any:
-    """Show an order, from an async endpoint: the query is awaited, and waits for its connection without blocking."""
-    return await orm.run(Order.get_by_id, number)
+    """Show an order; the query is awaited, and waits for its connection without blocking."""
+    return await Order.aget_by_id(number)
 
 
-def confirm(number: int) -> None:
+async def confirm(number: int) -> None:
     """Tell the customer. A background task queries in the scope of its request, on a connection taken anew."""
-    order = Order.get_by_id(number)
-    print(f"To {order.customer}: your order {order.id} of {order.lines.count()} products is on its way.")
+    order = await Order.aget_by_id(number)
+    count = await orm.database.count(order.lines)
+    print(f"To {order.customer}: your order {order.id} of {count} products is on its way.")

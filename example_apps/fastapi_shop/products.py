@@ -1,4 +1,4 @@
-"""Products. Endpoints are plain functions: FastAPI runs them on threads, each with its request's connection."""
+"""Products. Endpoints await their queries: on a thread with a sync driver, on the loop with an asynchronous one."""
 
 from typing import Any
 
@@ -28,18 +28,18 @@ class StoredProduct(NewProduct):
 
 
 @products.get("", response_model=list[StoredProduct])
-def list_products(_: Connection, after: int = 0, limit: int = 50) -> Any:
+async def list_products(db: Connection, after: int = 0, limit: int = 50) -> Any:
     """List products by number."""
-    return list(Product.select().where(Product.id > after).order_by(Product.id).limit(limit))
+    return await db.list(Product.select().where(Product.id > after).order_by(Product.id).limit(limit))
 
 
 @products.get("/{number}", response_model=StoredProduct)
-def show_product(_: Connection, number: int) -> Any:
+async def show_product(_: Connection, number: int) -> Any:
     """Show a product; 404 comes from Peewee's own DoesNotExist."""
-    return Product.get_by_id(number)
+    return await Product.aget_by_id(number)
 
 
 @products.post("", response_model=StoredProduct, status_code=201)
-def add_product(_: Connection, product: NewProduct) -> Any:
+async def add_product(_: Connection, product: NewProduct) -> Any:
     """Add a product; a name that is taken is a 409, from Peewee's own IntegrityError."""
-    return Product.create(**product.model_dump())
+    return await Product.acreate(**product.model_dump())

@@ -65,21 +65,33 @@ def test_the_error_responses_are_documented(client):
     assert {"200", "404", "422", "503"} == set(paths["/products/{number}"]["get"]["responses"])
 
 
-@pytest.fixture(params=KINDS)
-def place(request, tmp_path):
-    require_server(request.param)
-    with scratch(request.param, tmp_path) as place:
-        yield place
+def test_operators_see_what_the_pool_does(client, monkeypatch):
+    assert client.get("/db/ready").json() == {"status": "ok"}
+    assert client.get("/db/").status_code == 403
+    monkeypatch.setenv("OPS_TOKEN", "sesame")
+    assert client.get("/db/?token=other").status_code == 403
+    assert client.get("/db/?token=sesame").status_code == 200
+    assert client.get("/db/status?token=sesame").json()["pools"]["default"]["used"] == 0
 
 
-def test_many_customers_buy_the_last_pieces(place):
+@pytest.fixture(params=[*KINDS, "postgres-async"])
+def address(request, tmp_path):
+    """Give a place on each database, and its URL: with the sync driver, and with psycopg's asynchronous one."""
+    kind, _, driver = request.param.partition("-")
+    require_server(kind)
+    with scratch(kind, tmp_path) as place:
+        yield place, place.async_url("psycopg") if driver else place.url
+
+
+def test_many_customers_buy_the_last_pieces(address):
     """40 at once want one of 15 pieces and one of plenty: 15 get both, 25 neither."""
+    place, url = address
 
     def body(entry):
         return {"body": json.dumps(entry).encode(), "headers": {"Content-Type": "application/json"}}
 
     app = "example_apps.fastapi_shop:create_app"
-    with uvicorn(app, factory=True, env={"DATABASE_URL": place.url}) as server:
+    with uvicorn(app, factory=True, env={"DATABASE_URL": url}) as server:
         with server.client() as client:
             rare, plenty = (
                 client.request(Request("/products", "POST", **body({"name": name, "price": 1, "stock": stock}))).json()[

@@ -5,6 +5,8 @@ Run it with ``flask --app example_apps.flask_blog run`` or ``gunicorn --threads 
 
 from __future__ import annotations
 
+import os
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
@@ -18,6 +20,8 @@ from .views import blog
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from flask import Request
+
 orm = Peewee(
     db,
     create_tables=[Post, Comment],
@@ -27,6 +31,12 @@ orm = Peewee(
 )
 
 
+def is_operator(request: Request) -> bool:
+    """Let in who knows OPS_TOKEN: ``/db/?token=…`` shows what the pool does. Without such a variable, nobody."""
+    token = os.environ.get("OPS_TOKEN", "")
+    return token != "" and secrets.compare_digest(request.args.get("token", "").encode(), token.encode())
+
+
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Make the application; ``FLASK_…`` variables of the environment are its configuration, and `config` wins."""
     app = Flask(__name__)
@@ -34,5 +44,6 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config.from_mapping(config or {})
     orm.init_app(app)
     app.register_blueprint(blog)
+    app.register_blueprint(orm.blueprint(url_prefix="/db", guard=is_operator))
     app.cli.add_command(blog_commands)
     return app

@@ -75,6 +75,15 @@ def test_the_command_seeds(client):
     assert len(client.get("/posts").json) == 4
 
 
+def test_operators_see_what_the_pool_does(client, monkeypatch):
+    assert client.get("/db/ready").json == {"status": "ok"}
+    assert client.get("/db/").status_code == 403
+    monkeypatch.setenv("OPS_TOKEN", "sesame")
+    assert client.get("/db/?token=other").status_code == 403
+    assert client.get("/db/?token=sesame").status_code == 200
+    assert client.get("/db/status?token=sesame").json["pools"]["default"]["used"] == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_serves_a_mixed_load_on_a_real_server(kind, tmp_path):
     require_server(kind)

@@ -24,7 +24,10 @@ def place(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(place):
     with webservers.sanic(
-        "example_apps.sanic_feed:create_app", factory=True, workers=2, env={"DATABASE_URL": place.url}
+        "example_apps.sanic_feed:create_app",
+        factory=True,
+        workers=2,
+        env={"DATABASE_URL": place.url, "OPS_TOKEN": "sesame"},
     ) as server:
         yield server
     assert not place.sessions()
@@ -39,6 +42,13 @@ def client(server):
 def post(client, path, entry):
     body = json.dumps(entry).encode()
     return client.request(Request(path, "POST", body, {"Content-Type": "application/json"}))
+
+
+def test_operators_see_what_the_pool_does(client):
+    assert client.get("/db/ready").json() == {"status": "ok"}
+    assert client.get("/db/").status == 403
+    assert client.get("/db/?token=sesame").status == 200
+    assert client.get("/db/status?token=sesame").json()["pools"]["default"]["max_connections"] == 10
 
 
 def test_a_post_is_stored_listed_and_liked_once(client):

@@ -1,4 +1,4 @@
-"""Rooms and their messages. Sync endpoints query as they are; Starlette runs them on threads."""
+"""Rooms and their messages. Queries are awaited: on a thread with a sync driver, on the loop with an asynchronous one."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ async def fields(request: Request, *names: str) -> dict[str, str]:
     return {name: entry[name] for name in names}
 
 
-def list_rooms(_: Request) -> JSONResponse:
+async def list_rooms(_: Request) -> JSONResponse:
     """List the rooms."""
-    return JSONResponse([room.name for room in Room.select().order_by(Room.name)])
+    return JSONResponse([room.name for room in await orm.database.list(Room.select().order_by(Room.name))])
 
 
 async def open_room(request: Request) -> JSONResponse:
     """Open a room; a name that is taken is a 409: see ``errors=True``."""
-    room = await orm.run(Room.create, **await fields(request, "name"))
+    room = await Room.acreate(**await fields(request, "name"))
     return JSONResponse({"name": room.name}, 201)
 
 
-def list_messages(request: Request) -> JSONResponse:
+async def list_messages(request: Request) -> JSONResponse:
     """List what was said; a room that is not there is a 404."""
-    return JSONResponse(said(request.path_params["room"], int(request.query_params.get("after", 0))))
+    after = int(request.query_params.get("after", 0))
+    return JSONResponse(await orm.run(said, request.path_params["room"], after))
 
 
 async def add_message(request: Request) -> JSONResponse:

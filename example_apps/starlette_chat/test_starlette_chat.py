@@ -51,22 +51,34 @@ def test_what_one_says_all_hear(client):
         assert [socket.receive_json()["author"] for socket in (ada, bob)] == ["Bob", "Bob"]
 
 
-@pytest.fixture(params=KINDS)
-def place(request, tmp_path):
-    require_server(request.param)
-    with scratch(request.param, tmp_path) as place:
-        yield place
+def test_operators_see_what_the_pool_does(client, monkeypatch):
+    assert client.get("/db/ready").json() == {"status": "ok"}
+    assert client.get("/db/").status_code == 403
+    monkeypatch.setenv("OPS_TOKEN", "sesame")
+    assert client.get("/db/?token=other").status_code == 403
+    assert client.get("/db/?token=sesame").status_code == 200
+    assert client.get("/db/status?token=sesame").json()["pools"]["default"]["used"] == 0
 
 
-def test_listeners_that_wait_hold_no_connection(place):
+@pytest.fixture(params=[*KINDS, "postgres-async"])
+def address(request, tmp_path):
+    """Give a place on each database, and its URL: with the sync driver, and with psycopg's asynchronous one."""
+    kind, _, driver = request.param.partition("-")
+    require_server(kind)
+    with scratch(kind, tmp_path) as place:
+        yield place, place.async_url("psycopg") if driver else place.url
+
+
+def test_listeners_that_wait_hold_no_connection(address):
     """30 sockets and 30 streams on a pool of 10; half of them leave without a word."""
+    place, url = address
 
     def post(client, path, entry):
         body = json.dumps(entry).encode()
         return client.request(Request(path, "POST", body, {"Content-Type": "application/json"}))
 
     app = "example_apps.starlette_chat:create_app"
-    with uvicorn(app, factory=True, env={"DATABASE_URL": place.url}) as server, server.client() as client:
+    with uvicorn(app, factory=True, env={"DATABASE_URL": url}) as server, server.client() as client:
         assert post(client, "/rooms", {"name": "tea"}).status == 201
         sockets = [WebSocket(f"{server.url}/rooms/tea/talk") for _ in range(30)]
         streams = [server.client() for _ in range(30)]

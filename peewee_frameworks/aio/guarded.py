@@ -10,10 +10,8 @@ import peewee
 from playhouse import pwasyncio
 from playhouse.pwasyncio import await_
 
-from peewee_frameworks.errors import (
-    ConfigurationError,
-)
-from peewee_frameworks.frame import running_loop
+from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.frame import current_frames, running_loop
 from peewee_frameworks.guarded import Atomic, Guarded, Savepoint, Transaction, _Marked
 from peewee_frameworks.state import display_name, guarded_class
 
@@ -121,14 +119,37 @@ class AsyncGuarded(Guarded):
     _closing: bool
     query_hooks: list[Any]
 
+    def _break_off(self, error: BaseException) -> None:
+        """Nothing: `AsyncFrame.attempt` gives up a connection that was in the middle of something; one that waited is whole."""
+
     # -- statements ---------------------------------------------------------------------------------------------------
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         if not under_bridge():
             raise not_in_bridge(self._state.name, sql)
-        return await_(self.aexecute_sql(sql, params or ()))
+        return await_(self._execute_logged(sql, params or ()))
 
     async def aexecute_sql(self, sql: str, params: Any = None) -> Any:
+        try:
+            return await self._execute_logged(sql, params)
+        finally:
+            self._release_idle()
+
+    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await pwasyncio.greenlet_spawn(function, *args, **kwargs)
+        finally:
+            self._release_idle()
+
+    def _release_idle(self) -> None:
+        """Give back what a stream, websocket or background task would keep until it queries again."""
+        frames = current_frames.get()
+        if frames is not None and frames.scope is not None and frames.scope.idles:
+            frame = frames.find(self._state)
+            if frame is not None:
+                frame.release_early()
+
+    async def _execute_logged(self, sql: str, params: Any) -> Any:
         self._log_query(sql, params)  # type: ignore[attr-defined]
         hooks = self.query_hooks
         start = time.perf_counter() if hooks else 0.0
@@ -147,6 +168,10 @@ class AsyncGuarded(Guarded):
         await frame.take()
         try:
             conn = await self._connected(frame)
+            breath = self._state.keeper.breath
+            if breath.is_due():
+                await breath.draw()
+                conn = await self._connected(frame)  # it may have been lost meanwhile
             with wrapping_errors:
                 return await frame.attempt(conn, conn.execute(sql, params))
         finally:

@@ -25,6 +25,7 @@ from peewee_frameworks.frame import current_frames
 from peewee_frameworks.pool.stats import Recorder
 
 from . import drivers
+from .breath import Breath
 from .loops import Home, name_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class PoolKeeper:
     def __init__(self, state: AsyncState) -> None:
         self._state = state
         self.home: Home | None = None
+        self.breath = Breath()
         self.recorder = Recorder()
         self.pending = 0  # callers that wait for a connection
         self._opening: asyncio.Task[Any] | None = None
@@ -90,6 +92,8 @@ class PoolKeeper:
                 raise PoolConnectTimeout(
                     f"{self._state.name}: no connection within {seconds:g} s (acquire_timeout). The server does not answer."
                 ) from None
+        if self.breath.is_due():
+            await self.breath.draw()
         try:
             with wrapping_errors:
                 conn = await self._check_out(pool)
@@ -182,7 +186,7 @@ class PoolKeeper:
     def settle_in(self, pool: Any) -> None:
         """Take the running loop as the pool's home, and close the pool when it shuts down."""
         loop = asyncio.get_running_loop()
-        self.home, self._stop = Home(), loop.create_future()
+        self.home, self._stop, self.breath = Home(), loop.create_future(), Breath()
         watch = self._close_with_loop(pool, self._stop)
         self._sentinel = loop.create_task(watch, name="peewee-pool", context=contextvars.Context())
 

@@ -47,6 +47,10 @@ _POOL_OPTIONS = frozenset(
 )
 
 
+# Seconds in which a server that has said something unasked answers, or is taken for dead.
+ASK_SECONDS = 2.0
+
+
 class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
     """A psycopg connection as pwasyncio wraps them; in autocommit, so that Peewee's BEGIN and SAVEPOINT are the only ones."""
 
@@ -111,15 +115,15 @@ class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
         await pool.putconn(self.conn)
 
 
-def _has_died(raw: Any) -> bool:
+async def _has_died(raw: Any) -> bool:
     """Return whether the server has closed an idle connection, as far as can be told without a round trip."""
     if not _poll(raw.pgconn.socket, 0):
         return False  # a living server is silent
+    # Its last words, or a notification. The end of the connection may come a moment after the words, so ask.
     try:
-        raw.pgconn.consume_input()  # its last words, or a notification
-        if _poll(raw.pgconn.socket, 0):
-            raw.pgconn.consume_input()
-    except psycopg.OperationalError:
+        async with asyncio.timeout(ASK_SECONDS):
+            await raw.execute("")
+    except (psycopg.Error, TimeoutError):
         return True
     return False
 
@@ -228,7 +232,14 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
     async def _pool_acquire(self, pool: Any) -> Any:
         try:
             raw = await pool.getconn()
-            while _has_died(raw):
+            while True:
+                try:
+                    if not await _has_died(raw):
+                        break
+                except BaseException:
+                    raw.pgconn.finish()
+                    await pool.putconn(raw)
+                    raise
                 await raw.close()
                 await pool.putconn(raw)
                 raw = await pool.getconn()

@@ -68,6 +68,15 @@ def _complete(function: Callable[..., _Result], args: tuple[Any, ...], kwargs: d
     return result
 
 
+def _complete_and_release(
+    scope: Scope, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> _Result:
+    try:
+        return _complete(function, args, kwargs)
+    finally:
+        scope.release_early()
+
+
 def _complete_alone(
     scope: Scope, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> _Result:
@@ -113,7 +122,10 @@ async def run(state: State, function: Callable[..., _Result], *args: Any, **kwar
     """
     frames = current_frames.get()
     if frames is not None and frames.scope is not None and frames.has(state):
-        return await _runner(state).run(frames.scope, _complete, function, args, kwargs)
+        scope = frames.scope
+        if scope.idles:
+            return await _runner(state).run(scope, _complete_and_release, scope, function, args, kwargs)
+        return await _runner(state).run(scope, _complete, function, args, kwargs)
     scope = Scope([state], f"db.run({getattr(function, '__qualname__', function)})")
     scope.enter()
     try:
@@ -156,7 +168,10 @@ async def exit_block(block: Any, *exc_info: Any) -> Any:
     """Do what ``with block`` does at its end."""
     unit = _pop(block)
     try:
-        return await _runner(install(block.db)).run(unit.scope, block.__exit__, *exc_info)
+        run = _runner(install(block.db)).run
+        if unit.scope.idles:
+            return await run(unit.scope, _complete_and_release, unit.scope, block.__exit__, exc_info, {})
+        return await run(unit.scope, block.__exit__, *exc_info)
     finally:
         mark = current_lineage.get()
         if mark is not None and mark.closed:

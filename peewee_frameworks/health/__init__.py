@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import time
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -124,6 +125,8 @@ class Health:
             raise ConfigurationError(
                 f"probe_timeout={timeout!r}: give seconds above 0; {PROBE_TIMEOUT} is the default."
             )
+        # Whether the server has been told to stop, where it tells its application; None where it does not.
+        self.ended: bool | None = None
         self._orm = orm
         self._series = Series(self._stats, lambda: orm.runtime.queued)
         self._events: collections.deque[dict[str, Any]] = collections.deque(maxlen=EVENTS_KEPT)
@@ -201,8 +204,9 @@ class Health:
             if getattr(database, "obj", database) is None or pool is None or id(pool) in self._listening:
                 continue
             self._listening.add(id(pool))
+            note = weakref.WeakMethod(self._note)  # a pool may outlive the application: in tests many of them
             for kind in ("connect_error", "timeout", "invalidate", "leak", "reconnect_failed"):
-                pool.events.on(kind, functools.partial(self._note, alias, kind))
+                pool.events.on(kind, functools.partial(_pass_on, note, alias, kind))
 
     def _note(self, alias: str, kind: str, **details: Any) -> None:
         if kind == "leak":
@@ -311,7 +315,15 @@ class Health:
 
     def ending(self) -> bool | None:
         """Return whether the application or its server stops; None if that cannot be known."""
-        return True if self._orm.runtime.ending else is_stopping()
+        if self._orm.runtime.ending or self.ended:
+            return True
+        return is_stopping() if self.ended is None else False
+
+
+def _pass_on(note: weakref.WeakMethod[Callable[..., None]], alias: str, kind: str, **details: Any) -> None:
+    listener = note()
+    if listener is not None:
+        listener(alias, kind, **details)
 
 
 class _Stream:

@@ -34,10 +34,14 @@ def add_routes(blueprint: Blueprint, orm: Extension, guard: Guard | None, timeou
             name=f"health_{name or 'page'}",
         )
 
-    async def end_streams(_: Sanic[Any, Any]) -> None:
-        orm.runtime.ending = True  # Sanic waits for open responses before it says that it has stopped
+    async def begin(_: Sanic[Any, Any]) -> None:
+        health.ended = False
 
-    blueprint.listener("before_server_stop")(end_streams)
+    async def end(_: Sanic[Any, Any]) -> None:
+        health.ended = True  # Sanic waits for open responses before it says that it has stopped
+
+    blueprint.listener("before_server_start")(begin)
+    blueprint.listener("before_server_stop")(end)
 
 
 def _make_handler(health: Health, name: str, guard: Guard | None) -> Callable[[Request], Any]:

@@ -56,6 +56,8 @@ def mark(endpoint: Endpoint) -> Endpoint:
 async def respond(health: Health, name: str, request: Request) -> Response:
     """Answer somebody who may ask."""
     if name == "events":
+        if request.method == "HEAD":  # else the stream would go on unheard
+            return Response(headers=EVENTS_HEADERS)
         return StreamingResponse(health.events_async(request.headers.get("last-event-id")), headers=EVENTS_HEADERS)
     return as_response(await health.answer_async(name, request.query_params))
 

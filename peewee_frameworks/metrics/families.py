@@ -6,16 +6,15 @@ The names ``db.client.connection.*``, their kinds and units are OpenTelemetry's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from peewee_frameworks.errors import ConfigurationError
-from peewee_frameworks.pool.entries import snapshot
-from peewee_frameworks.stats import PoolStats, pool_name, read
+from peewee_frameworks.stats import pool_name, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from peewee_frameworks.pool.stats import Histogram
+    from peewee_frameworks.pool.stats import Histogram, PoolStats
     from peewee_frameworks.runtime import Runtime
     from peewee_frameworks.state import State
 
@@ -23,9 +22,19 @@ if TYPE_CHECKING:
     Value = Number | Histogram | Mapping[str, Number | None] | None
 
 
+class Moment(NamedTuple):
+    """One pool at one moment."""
+
+    pool: str
+    """Its name, which no other pool has."""
+    stats: PoolStats
+    queued: int | None
+    """Units of work that wait for their turn in `orm.run`; with the first database of a `Peewee`, and only with that."""
+
+
 @dataclass(frozen=True)
 class Metric:
-    """One metric: how it is called, and where its value stands in a `PoolStats`."""
+    """One metric: how it is called, and where its value stands in a `Moment`."""
 
     name: str
     """With dots, as OpenTelemetry has it."""
@@ -33,13 +42,13 @@ class Metric:
     unit: str
     """``s`` or, in braces, what is counted."""
     text: str
-    read: Callable[[PoolStats], Value]
+    read: Callable[[Moment], Value]
     """Gives None where the pool cannot tell, and a mapping where there is a value for each value of `label`."""
     label: str | None = None
 
 
-def _states(stats: PoolStats) -> Mapping[str, Number | None]:
-    return {state: getattr(stats, state) for state in ("idle", "used", "connecting", "checking", "closing")}
+def _states(moment: Moment) -> Mapping[str, Number | None]:
+    return {state: getattr(moment.stats, state) for state in ("idle", "used", "connecting", "checking", "closing")}
 
 
 _STATE, _REASON = "db.client.connection.state", "peewee.pool.close.reason"
@@ -58,78 +67,87 @@ METRICS = (
         "gauge",
         "{connection}",
         "Connections that may be open at once.",
-        lambda stats: stats.max_connections,
+        lambda moment: moment.stats.max_connections,
     ),
     Metric(
         "db.client.connection.idle.min",
         "gauge",
         "{connection}",
         "Connections that are kept open though idle.",
-        lambda stats: stats.min_connections,
+        lambda moment: moment.stats.min_connections,
     ),
     Metric(
         "db.client.connection.idle.max",
         "gauge",
         "{connection}",
         "Connections that may be idle at once: as many as may be open.",
-        lambda stats: stats.max_connections,
+        lambda moment: moment.stats.max_connections,
     ),
     Metric(
         "db.client.connection.pending_requests",
         "gauge",
         "{request}",
         "Callers that wait for a connection now.",
-        lambda stats: stats.waiting,
+        lambda moment: moment.stats.waiting,
     ),
     Metric(
         "db.client.connection.timeouts",
         "counter",
         "{timeout}",
         "Callers that waited for a connection in vain.",
-        lambda stats: stats.timeouts,
+        lambda moment: moment.stats.timeouts,
     ),
     Metric(
         "db.client.connection.create_time",
         "histogram",
         "s",
         "Time that it took to open a connection.",
-        lambda stats: stats.create_time,
+        lambda moment: moment.stats.create_time,
     ),
     Metric(
         "db.client.connection.wait_time",
         "histogram",
         "s",
         "Time that callers waited who did not find a connection at once.",
-        lambda stats: stats.wait_time,
+        lambda moment: moment.stats.wait_time,
     ),
     Metric(
         "db.client.connection.use_time",
         "histogram",
         "s",
         "Time from taking a connection to giving it back.",
-        lambda stats: stats.use_time,
+        lambda moment: moment.stats.use_time,
+    ),
+    Metric(
+        "peewee.run.queued",
+        "gauge",
+        "{call}",
+        "Units of work that wait for their turn in orm.run, and then may have to wait for a connection.",
+        lambda moment: moment.queued,
     ),
     Metric(
         "peewee.pool.refused",
         "counter",
         "{request}",
         "Callers that were not let into the queue: it was full, or they would not wait.",
-        lambda stats: stats.refused,
+        lambda moment: moment.stats.refused,
     ),
-    Metric("peewee.pool.connects", "counter", "{connection}", "Connections opened.", lambda stats: stats.connects),
+    Metric(
+        "peewee.pool.connects", "counter", "{connection}", "Connections opened.", lambda moment: moment.stats.connects
+    ),
     Metric(
         "peewee.pool.connect_errors",
         "counter",
         "{error}",
         "Attempts to connect that failed.",
-        lambda stats: stats.connect_errors,
+        lambda moment: moment.stats.connect_errors,
     ),
     Metric(
         "peewee.pool.closes",
         "counter",
         "{connection}",
         "Connections closed, by reason.",
-        lambda stats: stats.closes,
+        lambda moment: moment.stats.closes,
         _REASON,
     ),
     Metric(
@@ -137,42 +155,42 @@ METRICS = (
         "counter",
         "{invalidation}",
         "How often all connections opened so far were given up: the server was gone, or somebody asked for it.",
-        lambda stats: stats.generation,
+        lambda moment: moment.stats.generation,
     ),
     Metric(
         "peewee.pool.pings",
         "counter",
         "{ping}",
         "Round trips to see whether a server answers.",
-        lambda stats: stats.pings,
+        lambda moment: moment.stats.pings,
     ),
     Metric(
         "peewee.pool.rollbacks",
         "counter",
         "{rollback}",
         "Connections given back with a transaction open, which was rolled back.",
-        lambda stats: stats.rollbacks,
+        lambda moment: moment.stats.rollbacks,
     ),
     Metric(
         "peewee.pool.leaks",
         "counter",
         "{connection}",
         "Connections in use for longer than leak_threshold.",
-        lambda stats: stats.leaks,
+        lambda moment: moment.stats.leaks,
     ),
     Metric(
         "peewee.pool.reaped",
         "counter",
         "{connection}",
         "Connections taken back from threads and tasks that had ended.",
-        lambda stats: stats.reaped,
+        lambda moment: moment.stats.reaped,
     ),
     Metric(
         "peewee.pool.suspended",
         "gauge",
         "1",
         "1 while the pool hands nothing out because somebody has suspended it.",
-        lambda stats: None if stats.suspended is None else int(stats.suspended),
+        lambda moment: None if moment.stats.suspended is None else int(moment.stats.suspended),
     ),
 )
 
@@ -203,14 +221,19 @@ def _candidates(name: str, alias: str) -> Iterator[str]:
         number += 1
 
 
-def moments(runtimes: Iterable[Runtime]) -> list[tuple[str, PoolStats]]:
-    """Return the name and the statistics of each pool."""
+def moments(runtimes: Iterable[Runtime]) -> list[Moment]:
+    """Read the statistics of each pool."""
     runtimes = list(runtimes)
-    scopes = [scope for runtime in runtimes for scope in snapshot(runtime.live)]
-    return [(name, read(state, scopes)) for state, name in pool_names(runtimes).items()]
+    names = pool_names(runtimes)
+    queued: dict[State, int] = {}
+    for runtime in runtimes:
+        if runtime.queued is not None:
+            first = runtime.states[0]
+            queued[first] = queued.get(first, 0) + runtime.queued
+    return [Moment(name, read(state), queued.get(state)) for state, name in names.items()]
 
 
-def values(metric: Metric, moment: PoolStats) -> Iterator[tuple[str | None, Number | Histogram]]:
+def values(metric: Metric, moment: Moment) -> Iterator[tuple[str | None, Number | Histogram]]:
     """Give the values of a metric that are known, each with the value of its label."""
     value = metric.read(moment)
     if metric.label is None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Key = tuple[str, tuple[str, ...]]
 
-logger = logging.getLogger("peewee_frameworks")
+logger = logging.getLogger("peewee_frameworks.metrics")
 
 
 INTERVAL = 1.0  # seconds between two rounds of publishing
@@ -54,7 +54,7 @@ def begin(runtime: Runtime) -> None:
     except ImportError:
         return
     if not Path(os.environ[DIRECTORY]).is_dir():
-        logger.warning("%s", _no_directory())
+        logger.warning("%s", _no_directory(), extra={"directory": os.environ[DIRECTORY]})
         return
     _publisher.add(runtime)
     background().maintainer.schedule(_publisher)
@@ -140,10 +140,10 @@ class _Publisher:
             if self._alive is None:
                 self._alive = _hold_lock()
             stale = set(self._gauges)
-            for name, moment in moments(runtime for ref in self._runtimes if (runtime := ref()) is not None):
+            for moment in moments(runtime for ref in self._runtimes if (runtime := ref()) is not None):
                 for metric in METRICS:
                     for label, value in values(metric, moment):
-                        labels = (name,) if label is None else (name, label)
+                        labels = (moment.pool,) if label is None else (moment.pool, label)
                         stale -= self._write(metric, labels, value)
             for key in stale:
                 self._gauges[key].set(0)

@@ -71,9 +71,9 @@ def _observer(
     from opentelemetry.metrics import Observation  # noqa: PLC0415 - an extra
 
     def observe(_: CallbackOptions) -> Iterator[Observation]:
-        for name, moment in moments(runtime for ref in refs if (runtime := ref()) is not None):
+        for moment in moments(runtime for ref in refs if (runtime := ref()) is not None):
             for label, value in values(metric, moment):
-                labels = {POOL: name} if metric.label is None else {POOL: name, metric.label: label}
+                labels = {POOL: moment.pool} if metric.label is None else {POOL: moment.pool, metric.label: label}
                 yield Observation(value, labels)  # type: ignore[arg-type]
 
     return observe

@@ -104,9 +104,9 @@ class Collector:
         pools = moments(self._runtimes)
         for metric in METRICS:
             family: Any = _family(metric)
-            for name, moment in pools:
+            for moment in pools:
                 for label, value in values(metric, moment):
-                    labels = [name] if label is None else [name, label]
+                    labels = [moment.pool] if label is None else [moment.pool, label]
                     if isinstance(value, Histogram):
                         family.add_metric(labels, buckets=_cumulated(value), sum_value=value.sum)
                     else:

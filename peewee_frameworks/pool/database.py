@@ -226,6 +226,8 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
     # -- noticing a lost server ---------------------------------------------------------------------------------
 
     def _execute_cursor(self, sql: Any, params: Any, **cursor_options: Any) -> Any:
+        if self._pool.cut:
+            self._refuse_cut()
         try:
             return super()._execute_cursor(sql, params, **cursor_options)
         except BaseException as error:
@@ -247,6 +249,7 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
 
     def commit(self) -> None:
         """Commit."""
+        self._refuse_cut()
         with self._noting():
             super().commit()
 
@@ -256,16 +259,29 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
             with self._noting():
                 super().rollback()
 
+    def _refuse_cut(self) -> None:
+        """Refuse to go on with a connection that was taken back and is still open, because its driver must not close it yet."""
+        if id(self._state.conn) in self._pool.cut:
+            self._explain(None)
+
     def _note_error(self, error: BaseException) -> None:
         state = self._state
         if state.closed:
             return
         if isinstance(error, Exception):
             self._pool.note_error(state.conn, error)
-            if (explained := self._pool.taken_back(state.conn)) is not None:
-                raise explained from error
+            self._explain(error)
         else:  # Ctrl-C, a timeout of gevent: the answer may still be under way, and would be the next user's
             self._pool.doom(state.conn, "a statement was interrupted")
+
+    def _explain(self, error: Exception | None) -> None:
+        """Raise what the pool has to say about a connection that was closed under its user's hands."""
+        explained = self._pool.taken_back(self._state.conn)
+        if explained is not None:
+            try:
+                raise explained from error
+            finally:
+                del explained  # or it would refer to itself by its traceback, and keep the connection
 
     # -- what others read from playhouse's pools ----------------------------------------------------------------
 

@@ -36,9 +36,13 @@ class Driver:
     tells_dirty = True
     """Whether CLEAN means an open transaction, rather than that nobody knows."""
     closes_under_use = True
-    """Whether `close` is safe while another thread is inside a call; where not, such a connection is only cut."""
+    """Whether `close` is safe while another thread is inside a call; where not, such a connection is cut, and closed later."""
     lost_codes: frozenset[Any] = frozenset()
     """First arguments (MySQL) or SQLSTATEs (PostgreSQL) of errors after which the connection is gone."""
+
+    def own_references(self) -> int:
+        """Say how many references to itself a connection has, at the least; see `upkeep.reap`."""
+        return 0
 
     def socket_of(self, conn: Any) -> Any:
         """Return the connection's socket or file descriptor, or ``None``."""
@@ -105,15 +109,36 @@ class Driver:
         return any(_codes(cause) & self.lost_codes for cause in _causes(error))
 
 
+@functools.cache
+def _sqlite_own_references() -> int:
+    import sqlite3  # noqa: PLC0415 - no driver is imported before its database is used
+
+    conn, plain = sqlite3.connect(":memory:"), object()
+    try:
+        return max(sys.getrefcount(conn) - sys.getrefcount(plain), 0)
+    finally:
+        conn.close()
+
+
 class SqliteDriver(Driver):
     """A library, not a server."""
 
     name = "sqlite"
     needs_ping = False
+    closes_under_use = False  # the process crashes
 
     def condition(self, conn: Any) -> str | None:
         """See `Driver.condition`; a connection closed by hand raises, which is reason enough."""
         return CLEAN if conn.in_transaction else None
+
+    def own_references(self) -> int:
+        """See `Driver.own_references`: those of its cache of statements."""
+        return _sqlite_own_references()
+
+    def abort(self, conn: Any) -> None:
+        """See `Driver.abort`; the statement that runs now ends with an error."""
+        with contextlib.suppress(Exception):  # closed already
+            conn.interrupt()
 
 
 _MYSQL_LOST = frozenset({1053, 1927, 2006, 2013, 2055, 4031})
@@ -174,6 +199,7 @@ class PsycopgDriver(Driver):
     """psycopg 3: libpq knows the state of the transaction."""
 
     name = "psycopg"
+    closes_under_use = False  # libpq's memory is freed while psycopg's C waits for an answer: the process crashes
     lost_codes = frozenset({"57P01", "57P02", "57P03", "08000", "08003", "08006"})
 
     def socket_of(self, conn: Any) -> Any:
@@ -274,6 +300,7 @@ class MySQLConnectorDriver(Driver):
     """mysql-connector-python, in Python or in C; the latter has no descriptor to poll."""
 
     name = "mysql-connector"
+    closes_under_use = False  # in C, the process crashes
     lost_codes = _MYSQL_LOST
 
     def socket_of(self, conn: Any) -> Any:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .drivers import Driver
     from .pool import Pool
 
-__all__ = ["connect_failed", "run_job"]
+__all__ = ["close_what_was_cut", "connect_failed", "run_job"]
 
 logger = logging.getLogger("peewee_frameworks.pool")
 followed = logging.getLogger("peewee.pool")
@@ -103,7 +103,8 @@ def _run_close(pool: Pool, engine: Engine, entry: Entry) -> None:
     reason = entry.reason or "closed"
     driver = pool._driver_of(entry.conn)
     if entry.shared and not driver.closes_under_use:
-        driver.abort(entry.conn)  # its user's reference is the last one, and closes the rest
+        driver.abort(entry.conn)
+        pool._note_cut(entry)
     else:
         _close_quietly(pool, entry.conn)
     engine.closed_entry(entry)
@@ -119,6 +120,11 @@ def _run_close(pool: Pool, engine: Engine, entry: Entry) -> None:
     emptied = pool._emptied
     if emptied is not None:
         emptied.wake()
+
+
+def close_what_was_cut(pool: Pool, keeper: Entry) -> None:
+    """Close a connection that was taken from its user, who has let go of it."""
+    _close_quietly(pool, keeper.conn)
 
 
 def _close_quietly(pool: Pool, conn: Any) -> None:

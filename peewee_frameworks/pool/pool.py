@@ -93,6 +93,7 @@ class Pool:
         self.describe: Callable[[list[Any]], Mapping[int, Suspect]] = lambda _conns: {}
         self._suspended_error = False
         self._emptied: ThreadWaiter | None = None
+        self.cut: dict[int, Entry] = {}  # taken from their users, by drivers that must not close under these; by id()
         self._looked = 0.0  # when a caller last looked for connections without owner
 
     def __repr__(self) -> str:
@@ -223,6 +224,10 @@ class Pool:
             if entry.conn is not None:
                 self._driver.forsake(entry.conn)
                 _inherited.append(entry.conn)
+        for keeper in self.cut.values():
+            self._driver.forsake(keeper.conn)
+            _inherited.append(keeper.conn)
+        self.cut.clear()
         self._detach()  # the lock of the old engine may be held for ever, by a thread that stayed with the parent
         if self._on_fork is not None:
             self._on_fork()
@@ -369,7 +374,7 @@ class Pool:
         # Whoever died holding one should not make others wait; in a long queue, a look now and then is enough.
         if len(engine.entries) >= engine.max and (not engine.waiters or waiter.since - self._looked >= REAP_INTERVAL):
             self._looked = waiter.since
-            reap(engine, waiter.since, self._reaped)
+            reap(self, engine, waiter.since)
         wait, seconds = seconds_to_wait(timeout)
         refusal = engine.enqueue(waiter)
         if refusal == "closed":
@@ -475,7 +480,7 @@ class Pool:
         if self.owns(conn):
             return
         for other in subjects():
-            if other is not self and other.owns(conn):
+            if other is not self and isinstance(other, Pool) and other.owns(conn):
                 raise ForeignConnection(
                     f"Pool {self.name!r}: this connection belongs to pool {other.name!r}; return it there."
                 )
@@ -572,7 +577,15 @@ class Pool:
         entries = [entry for entry in entries if engine.held.pop(entry.key, None) is entry]
         for entry in entries:
             entry.shared = True
+            if not self._driver.closes_under_use:
+                self._note_cut(entry)  # now, or a commit could slip in before the job comes to it
         return entries
+
+    def _note_cut(self, entry: Entry) -> None:
+        """Keep a connection that is taken from its user: it is closed when the user has let go of it."""
+        keeper = Entry(entry.id, entry.generation, entry.created)
+        keeper.conn = entry.conn
+        self.cut.setdefault(entry.key, keeper)
 
     def note_error(self, conn: Any, error: BaseException) -> None:
         """Look at an error of a query: when the server is gone, every connection opened so far is invalid."""
@@ -588,7 +601,7 @@ class Pool:
         if engine is None or id(conn) in engine.held:
             return None
         try:
-            if self._driver_of(conn).condition(conn) in (None, CLEAN):
+            if id(conn) not in self.cut and self._driver_of(conn).condition(conn) in (None, CLEAN):
                 return None  # disposed of, and it works
         except Exception:  # so does a closed one answer, in some drivers
             logger.debug("Pool %r: the state of a connection cannot be read.", self.name, exc_info=True)

@@ -177,7 +177,7 @@ class Recorder:
             try:
                 sink(name, batch)
             except Exception:  # a listener's fault is not the pool's
-                logger.exception("A listener of a pool's statistics failed.")
+                logger.exception("A listener of a pool's statistics failed.", extra={"statistic": name})
 
     def read(self) -> dict[str, Any]:
         """Return what was counted, under the names of `PoolStats`."""

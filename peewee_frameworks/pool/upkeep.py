@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 import random
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peewee_frameworks.errors import PoolConnectTimeout
 
 from .entries import CHECK, CLOSE, OPEN, Entry, Turn, snapshot
-from .jobs import connect_failed
+from .jobs import close_what_was_cut, connect_failed
 from .leaks import look_for_leaks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .core import Engine
     from .pool import Pool
 
@@ -38,7 +36,7 @@ class Upkeep:
         """Do what is due, and return in how many seconds to come again; ``None`` when there is nothing left to look after."""
         engine.fold()
         self._give_up_hanging(pool, engine, now)
-        reap(engine, now, pool._reaped)
+        reap(pool, engine, now)
         self._serve_stranded(engine)
         nap: list[float] = [INTERVAL]
         if pool.options.leak_threshold is not None:
@@ -52,7 +50,8 @@ class Upkeep:
             self._keep_alive(engine, now)
 
         engine.locked(change)  # plans connects too, min_connections among them
-        if engine.closed and not engine.entries:
+        _close_what_was_cut(pool)
+        if engine.closed and not engine.entries and not pool.cut:
             return None
         return max(min(nap), 0.005)
 
@@ -180,22 +179,30 @@ class Upkeep:
                 engine.inbox.append((CHECK, entry, "keepalive"))
 
 
-def reap(engine: Engine, now: float, report: Callable[[Entry, float], Any]) -> None:
+def reap(pool: Pool, engine: Engine, now: float) -> None:
     """Take back connections that nobody can return any more.
 
     Whoever uses a connection refers to it: a frame, a thread's or greenlet's locals, a task, a cursor. One that only
     this pool refers to has no owner left, whatever kind of owner that was and however it ended; no identity of a
     thread, which may be reused, is involved. A live owner is never robbed, however old the checkout.
     """
+    unused = _UNUSED + pool._driver.own_references()
     for key, entry in snapshot(engine.held.items()):
-        if sys.getrefcount(entry.conn) <= _UNUSED and engine.held.pop(key, None) is entry:
-            report(entry, now - entry.since)
+        if sys.getrefcount(entry.conn) <= unused and engine.held.pop(key, None) is entry:
+            pool._reaped(entry, now - entry.since)
             engine.post(CLOSE, entry, "its owner is gone")
     for entry in snapshot(engine.entries.values()):
         # In neither hand: an interrupt hit the two instructions between them. Nobody will ever name it again.
         if entry.state is OPEN and sys.getrefcount(entry) <= _LOST:
-            report(entry, now - entry.since)
+            pool._reaped(entry, now - entry.since)
             engine.post(CLOSE, entry, "lost in an interrupt")
+
+
+def _close_what_was_cut(pool: Pool) -> None:
+    unused = _UNUSED + pool._driver.own_references()
+    for key, keeper in snapshot(pool.cut.items()):
+        if sys.getrefcount(keeper.conn) <= unused and pool.cut.pop(key, None) is keeper:
+            close_what_was_cut(pool, keeper)
 
 
 def _references() -> tuple[int, int]:

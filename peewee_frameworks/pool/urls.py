@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peewee_frameworks.aio import urls as asynchronous
 from peewee_frameworks.config import split_url
 from peewee_frameworks.errors import ConfigurationError
 
@@ -34,9 +35,11 @@ SCHEMES = frozenset(f"{scheme}+pool" for scheme in _CLASSES)
 
 
 def connect(url: str, **options: Any) -> Any:
-    """Make a pooled database from a URL, with or without ``+pool`` in its scheme.
+    """Make a pooled database from a URL, with or without ``+pool`` in its scheme; ``+async`` makes an asynchronous one.
 
-    User and password are percent-decoded. The query may hold pool options and driver arguments.
+    User and password are percent-decoded. The query may hold pool options and driver arguments. With ``postgresql+async``
+    (psycopg), ``postgresql+asyncpg``, ``mysql+async`` (aiomysql) and ``sqlite+async`` (aiosqlite), ``max_connections`` and
+    ``timeout`` mean what they mean to a pool of ours; the other options are those of the asynchronous database.
 
     Args:
         url: for example ``mysql+pool://user:secret@host/shop?max_connections=32&timeout=5``.
@@ -55,8 +58,8 @@ def connect(url: str, **options: Any) -> Any:
         )
     scheme = split_url(url).scheme
     name = _CLASSES.get(scheme.removesuffix("+pool"))
-    if name is None:
-        known = ", ".join(f"{scheme}+pool" for scheme in _CLASSES)
+    if name is None and scheme not in asynchronous.SCHEMES:
+        known = ", ".join([*(f"{scheme}+pool" for scheme in _CLASSES), *sorted(asynchronous.SCHEMES)])
         raise ConfigurationError(f"There is no pooled database for the URL scheme {scheme!r}; there are {known}.")
     kwargs = db_url.parse(url, unquote_password=True, unquote_user=True)
     if "passwd" in kwargs:
@@ -64,7 +67,7 @@ def connect(url: str, **options: Any) -> Any:
     kwargs.update(options)
     if not kwargs.get("database"):
         raise ConfigurationError(f"The {scheme} URL names no database: {scheme}://host/name, or {scheme}:///name.")
-    return _class(name)(**kwargs)
+    return asynchronous.make(scheme, kwargs) if name is None else _class(name)(**kwargs)
 
 
 def register_urls() -> None:

@@ -232,7 +232,7 @@ def watch_forks(subject: Maintained) -> None:
 
 
 def subjects() -> list[Any]:
-    """Return all pools that are open in this process."""
+    """Return all pools that are open in this process, and whoever else watches for forks."""
     return list(_subjects)
 
 

@@ -13,6 +13,7 @@ from playhouse import pwasyncio
 
 from peewee_frameworks.aio import AsyncPsycopgDatabase
 from peewee_frameworks.state import install
+from tests.support.blocking import unblocked
 from tests.support.databases import Place, scratch
 from tests.support.servers import admin_connection, require_server
 
@@ -147,3 +148,10 @@ def no_records_of_psycopgs_pool() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     yield
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def never_blocked() -> Iterator[None]:
+    """Nothing of ours keeps a loop from its work for 50 ms, in any of these tests."""
+    with unblocked():
+        yield

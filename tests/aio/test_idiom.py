@@ -8,7 +8,7 @@ import contextlib
 import peewee
 import pytest
 
-from peewee_frameworks import ConcurrentUse, PoolTimeout, connection_scope
+from peewee_frameworks import ConcurrentUse, PoolTimeout, connection_scope, current_scope
 from peewee_frameworks.pool import PooledMySQLDatabase, PooledPostgresqlDatabase, PooledSqliteDatabase
 from peewee_frameworks.state import install
 from tests.aio.conftest import DRIVERS, Backend, run
@@ -260,6 +260,32 @@ def test_async_with_the_database_keeps_one_connection(db, models, play):
                 assert await connection() == first
             assert await connection() == first
             await names(db, User)
+        assert db.is_closed()
+
+    play(work)
+
+
+def test_what_idles_holds_no_connection_between_two_calls(db, models, play, scope):
+    """A websocket, or a stream whose response has begun; a block keeps its connection to its end."""
+    User, _ = models
+    if scope is contextlib.nullcontext:
+        pytest.skip("outside a unit of work nothing says that it idles")
+
+    async def work():
+        current_scope().idles = True
+        await User.acreate(name="a")
+        assert db.is_closed()
+        assert await names(db, User) == ["a"]
+        assert db.is_closed()
+        await db.aexecute_sql("SELECT 1")
+        assert db.is_closed()
+        async with db.atomic():
+            assert await names(db, User) == ["a"]
+            assert not db.is_closed()
+        assert db.is_closed()
+        async with db:
+            assert await names(db, User) == ["a"]
+            assert not db.is_closed()
         assert db.is_closed()
 
     play(work)

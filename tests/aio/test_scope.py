@@ -233,6 +233,49 @@ def test_a_cancelled_block_raises_the_cancellation_and_rolls_back(db, Item, play
     play(work)
 
 
+def test_a_unit_of_work_that_is_cancelled_at_its_begin_raises_the_cancellation(db, Item, backend):
+    """Not an error of ours, which a framework would take for the application's. The next one has a whole connection."""
+    acquire, begun = db._pool_acquire, asyncio.Event()
+    start = "start" if backend.driver == "asyncpg" else "execute"
+
+    async def stuck(*_args, **_kwargs):
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def acquire_stuck(pool):
+        conn = await acquire(pool)
+        if start == "execute":
+            conn.execute = stuck
+        return conn
+
+    async def unit():
+        async with connection_scope(db, transaction=True):
+            await Item.acreate(number=1)
+
+    async def main(monkeypatch):
+        await db.open_pool()
+        db._pool_acquire = acquire_stuck
+        if start == "start":
+            monkeypatch.setattr("asyncpg.transaction.Transaction.start", stuck)
+        task = asyncio.create_task(unit())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        monkeypatch.undo()
+        db._pool_acquire = acquire
+        await db._state.settle()
+        assert in_use(db) == 0
+        async with connection_scope(db, transaction=True):
+            await Item.acreate(number=2)
+        async with connection_scope(db):
+            assert await numbers(db, Item) == [2]
+        await db.close_pool()
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(main(monkeypatch))
+
+
 def test_a_connection_that_is_lost_outside_a_transaction_is_replaced(db, Item, play, backend):
     """One statement may fail, if the driver has not heard of it; then all is well."""
     if backend.place.kind == "sqlite":

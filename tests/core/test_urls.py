@@ -30,6 +30,10 @@ from peewee_frameworks.pool import PooledMySQLDatabase, PooledPostgresqlDatabase
         "//u:hunter2@[h/d",
         "oracle://u:hunter2@h/d",
         "u:hunter2@h/d",
+        "mysql+async://u:hunter2@h",
+        "postgresql+async://u:hunter2@h/d?max_connections=3&max_size=4",
+        "postgresql+async://u:hunter2@h/d?max_connections=0",
+        "sqlite+async:///x.db?timeout=1&acquire_timeout=hunter2",
     ],
 )
 def test_no_message_about_a_url_shows_a_part_of_its_password(make, url):
@@ -75,6 +79,31 @@ def test_a_url_gives_our_pool_where_it_asks_for_one(url, cls):
     assert type(database) is cls
     assert database.connect_params.get("password") == ("p@ss" if "@" in url else None)
     assert "passwd" not in database.connect_params
+
+
+@pytest.mark.parametrize("make", [connect_url, connect])
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgresql+async://u:p%40ss@h/d?max_connections=3&timeout=7", "AsyncPsycopgDatabase"),
+        ("postgresql+asyncpg://u:p%40ss@h/d?max_connections=3&timeout=7", "AsyncPostgresqlDatabase"),
+        ("mysql+async://u:p%40ss@h/d?max_connections=3&timeout=7", "AsyncMySQLDatabase"),
+        ("sqlite+async:///d.db?max_connections=3&timeout=7", "AsyncSqliteDatabase"),
+    ],
+)
+def test_a_url_gives_an_asynchronous_database_under_the_pools_own_option_names(make, url, name):
+    database = make(url)
+    assert name in {cls.__name__ for cls in type(database).__mro__}
+    assert (database._pool_size, database._acquire_timeout) == (3, 7)
+    assert database.connect_params.get("password") == ("p@ss" if "@" in url else None)
+    assert database.Model.acreate
+
+
+def test_what_asyncpg_does_not_know_is_a_setting_of_the_session():
+    """As in a URL of its own."""
+    database = connect("postgresql+asyncpg://u@h/d?application_name=shop&statement_cache_size=0", search_path="app")
+    assert database.connect_params["server_settings"] == {"application_name": "shop", "search_path": "app"}
+    assert database.connect_params["statement_cache_size"] == 0
 
 
 async def always(*_):

@@ -7,14 +7,13 @@
 import json
 import os
 import threading
+import time
 from typing import Any
 
 import peewee
 
 from peewee_frameworks.config import connect_url
 from tests.health.helpers import TOKEN
-
-TOKEN = "open-sesame"
 
 db = connect_url(os.environ["SERVED_URL"])
 options: dict[str, Any] = {"check": "off", **json.loads(os.environ.get("SERVED_OPTIONS", "{}"))}
@@ -110,6 +109,11 @@ def starlette_app() -> Any:
     async def holding(request: Any) -> Any:
         return PlainTextResponse(await orm.run(hold, request.path_params["name"]))
 
+    def order(request: Any) -> Any:  # on a thread, where it waits in the pool's own queue
+        query()
+        time.sleep(float(request.query_params.get("for", 0)))
+        return PlainTextResponse("")
+
     async def guard(request: Any) -> bool:
         return allows(request.headers.get("x-token") or request.query_params.get("token"))
 
@@ -117,6 +121,8 @@ def starlette_app() -> Any:
         Route("/hold/{name}", holding),
         Route("/let_go/{name}", letting_go),
         Route("/query", querying),
+        Route("/orders/{number}", db.atomic()(order)),
+        Route("/reports/{name:path}", holding),
         # Two mounts deep, as in an application that has an area for its operators.
         Mount("/", routes=[Mount("/db", orm.app(guard=guard)), Mount("/open", orm.app())]),
     ]

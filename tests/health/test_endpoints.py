@@ -115,171 +115,178 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         proxy.cut()
 
 
-class TestWhoMaySeeWhat:
-    def test_everybody_may_ask_whether_it_lives_and_whether_it_is_ready(self, served):
-        for mount in ("/db", "/open"):
-            assert served.get(f"{mount}/live").json() == {"status": "ok"}
-            assert served.get(f"{mount}/ready").json() == {"status": "ok"}
-
-    def test_without_a_guard_there_are_no_details(self, served):
-        for path in DETAILS:
-            response = served.get(path.replace("/db", "/open"), TOKEN)
-            assert response.status == 404, path
-            assert "without a guard" in response.json()["detail"]
-
-    def test_whom_the_guard_does_not_let_in_sees_none(self, served):
-        for path in DETAILS:
-            response = served.get(path, "wrong")
-            assert response.status == 403, path
-            assert set(response.json()) == {"detail"}
-
-    def test_whom_it_lets_in_sees_the_document_the_page_and_the_metrics(self, served):
-        assert served.status()["worker"] in served.process.workers() or served.status()["worker"] == served.process.pid
-        page = served.get("/db/", TOKEN)
-        assert page.headers["content-type"].startswith("text/html")
-        assert page.headers["content-security-policy"].startswith("default-src 'none'")
-        metrics = served.get("/db/metrics", TOKEN)
-        assert metrics.status == 200
-        assert b"db_client_connection" in metrics.body
-        if served.framework != "fastapi":  # whose dependencies cannot be asked now and then
-            assert served.get("/db/ready?verbose", TOKEN).json()["databases"]["default"]["status"] == "ok"
-        for path in ("/db/live", "/db/ready", "/db/status", "/db/metrics", "/db/"):
-            assert served.get(path, TOKEN).headers["cache-control"] == "no-store", path
-
-    def test_the_command_line_shows_the_pool(self, served):
-        command = [sys.executable, "-m", "peewee_frameworks", "pool", f"{served.process.url}/db", "--once"]
-        done = subprocess.run(
-            [*command, "--header", f"X-Token: {TOKEN}"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE * 4,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            check=True,
-        )
-        head, row = done.stdout.splitlines()
-        assert head.split()[:4] == ["worker", "pool", "used", "of"]
-        assert row.split()[1:4] == ["default", "0", "2"]
+def test_everybody_may_ask_whether_it_lives_and_whether_it_is_ready(served):
+    for mount in ("/db", "/open"):
+        assert served.get(f"{mount}/live").json() == {"status": "ok"}
+        assert served.get(f"{mount}/ready").json() == {"status": "ok"}
 
 
-class TestWhileRequestsWait:
+def test_without_a_guard_there_are_no_details(served):
+    for path in DETAILS:
+        response = served.get(path.replace("/db", "/open"), TOKEN)
+        assert response.status == 404, path
+        assert "without a guard" in response.json()["detail"]
+
+
+def test_whom_the_guard_does_not_let_in_sees_none(served):
+    for path in DETAILS:
+        response = served.get(path, "wrong")
+        assert response.status == 403, path
+        assert set(response.json()) == {"detail"}
+
+
+def test_whom_it_lets_in_sees_the_document_the_page_and_the_metrics(served):
+    assert served.status()["worker"] in served.process.workers() or served.status()["worker"] == served.process.pid
+    page = served.get("/db/", TOKEN)
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    metrics = served.get("/db/metrics", TOKEN)
+    assert metrics.status == 200
+    assert b"db_client_connection" in metrics.body
+    if served.framework != "fastapi":  # whose dependencies cannot be asked now and then
+        assert served.get("/db/ready?verbose", TOKEN).json()["databases"]["default"]["status"] == "ok"
+    for path in ("/db/live", "/db/ready", "/db/status", "/db/metrics", "/db/"):
+        assert served.get(path, TOKEN).headers["cache-control"] == "no-store", path
+
+
+def test_the_command_line_shows_the_pool(served):
+    command = [sys.executable, "-m", "peewee_frameworks", "pool", f"{served.process.url}/db", "--once"]
+    done = subprocess.run(
+        [*command, "--header", f"X-Token: {TOKEN}"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 4,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    head, row = done.stdout.splitlines()
+    assert head.split()[:4] == ["worker", "pool", "used", "of"]
+    assert row.split()[1:4] == ["default", "0", "2"]
+
+
+def test_while_requests_wait_it_is_degraded_then_unavailable_in_the_silence_then_degraded_again(served):
     """No health request takes a connection, waits behind those who do, or begins a transaction."""
+    with served.held("one", "two"), served.waiting(WAITING) as answers:
+        for path in ("/db/live", "/db/", "/db/metrics", "/db/status"):
+            assert served.get(path, TOKEN).status == 200
+        assert served.get("/db/ready").json() == {"status": "degraded"}
+        turns, returns = [], []
+        for _ in range(3):  # the best of three: other tests run beside this one
+            turns.append(until(served, 503, silence))
+            returns.append(until(served, 200, speech))
+        assert (min(turns) < 1.0, min(returns) < 1.0) == (True, True), (turns, returns)
+        assert served.queue() == WAITING
+        # Two of the pool, which all wait for, and the probe's; one that was cut may not be gone yet.
+        eventually(lambda: len(served.place.sessions()) <= 3)
+        served.get("/let_go/one")
+        served.get("/let_go/two")
+    assert answers == [200] * WAITING
 
-    def test_it_is_degraded_then_unavailable_in_the_silence_then_degraded_again(self, served):
-        with served.held("one", "two"), served.waiting(WAITING) as answers:
-            for path in ("/db/live", "/db/", "/db/metrics", "/db/status"):
-                assert served.get(path, TOKEN).status == 200
-            assert served.get("/db/ready").json() == {"status": "degraded"}
-            turns, returns = [], []
-            for _ in range(3):  # the best of three: other tests run beside this one
-                turns.append(self.until(served, 503, self.silence))
-                returns.append(self.until(served, 200, self.speech))
-            assert (min(turns) < 1.0, min(returns) < 1.0) == (True, True), (turns, returns)
-            assert served.queue() == WAITING
-            # Two of the pool, which all wait for, and the probe's; one that was cut may not be gone yet.
-            eventually(lambda: len(served.place.sessions()) <= 3)
-            served.get("/let_go/one")
-            served.get("/let_go/two")
-        assert answers == [200] * WAITING
 
-    @staticmethod
-    def silence(proxy: Proxy) -> None:
-        proxy.hang()
-        proxy.deafen()
+def silence(proxy: Proxy) -> None:
+    proxy.hang()
+    proxy.deafen()
 
-    @staticmethod
-    def speech(proxy: Proxy) -> None:
-        proxy.restore()
 
-    @staticmethod
-    def until(served: Served, status: int, change: Any) -> float:
-        """Return the seconds from a change until readiness answers so."""
-        change(served.proxy)
+def speech(proxy: Proxy) -> None:
+    proxy.restore()
+
+
+def until(served: Served, status: int, change: Any) -> float:
+    """Return the seconds from a change until readiness answers so."""
+    change(served.proxy)
+    begin = time.monotonic()
+    while served.get("/db/ready").status != status:
+        assert time.monotonic() - begin < PATIENCE
+    return time.monotonic() - begin
+
+
+def read_events(client: Client) -> Iterator[dict[str, Any]]:
+    text = b""
+    while True:
+        while b"\n\n" not in text:
+            piece = client.read_body(at_least=1)
+            if not piece:
+                return
+            text += piece
+        event, _, text = text.partition(b"\n\n")
+        yield json.loads(event.partition(b"data: ")[2])
+
+
+@contextmanager
+def listening(process: ServerProcess, **headers: str) -> Iterator[tuple[Response, Iterator[dict[str, Any]]]]:
+    with process.client(PATIENCE * 2) as client:
+        client.send(Request("/db/events", headers={"X-Token": TOKEN, **headers}))
+        yield client.read_head(), read_events(client)
+
+
+def test_they_tell_each_change_and_hold_no_connection(served):
+    with listening(served.process) as (head, events):
+        assert (head.status, head.headers["content-type"]) == (200, "text/event-stream")
+        eventually(lambda: served.pool()["used"] == 0)
+        assert next(event for event in events if event["pools"]["default"]["used"] == 0)["ready"]["status"] == "ok"
+        with served.held("watched"):
+            event = next(event for event in events if event["pools"]["default"]["used"] == 1)
+            assert event["holders"][0]["label"].endswith("/hold/watched")
+        assert next(event for event in events if event["pools"]["default"]["used"] == 0)
+
+
+def test_who_connects_again_gets_the_points_since(served):
+    with listening(served.process) as (_, events):
+        first = next(events)
+        second = next(events)
+        assert second["latest"] > first["latest"]
+        assert len(second["points"]["default"]) <= 2
+    known = f"{second['worker']}:{second['latest']}"
+    with listening(served.process, **{"Last-Event-ID": known}) as (_, events):
+        assert all(point[0] > second["latest"] for point in next(events)["points"].get("default", ()))
+
+
+def test_a_client_that_leaves_is_forgotten(served):
+    """Else the unit of work stays, and the application's stop waits for it."""
+    with listening(served.process) as (_, events):
+        next(events)
+    if served.framework == "flask":  # four at a time
+        for _ in range(6):
+            with listening(served.process) as (head, events):
+                eventually(lambda: head.status in (200, 204))
+    served.process.stop()
+    served.process.start()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_they_end_when_the_server_stops(framework, tmp_path):
+    with (
+        serve(framework, f"sqlite+pool:///{tmp_path / 'shop.db'}", end=14.0) as process,
+        listening(process) as (_, events),
+    ):
+        next(events)
         begin = time.monotonic()
-        while served.get("/db/ready").status != status:
-            assert time.monotonic() - begin < PATIENCE
-        return time.monotonic() - begin
+        process.stop()
+        # The servers' own patience, after which they cut what is open: 10 seconds of Sanic's manager, 30 of gunicorn.
+        assert time.monotonic() - begin < 9.0
+        assert len(list(events)) < 5
 
 
-class TestEvents:
-    def events(self, client: Client) -> Iterator[dict[str, Any]]:
-        text = b""
-        while True:
-            while b"\n\n" not in text:
-                piece = client.read_body(at_least=1)
-                if not piece:
-                    return
-                text += piece
-            event, _, text = text.partition(b"\n\n")
-            yield json.loads(event.partition(b"data: ")[2])
+def test_a_worker_with_one_thread_does_not_stream(tmp_path):
+    with serve("flask", f"sqlite+pool:///{tmp_path / 'shop.db'}", worker="sync") as process:
+        with listening(process) as (head, _):
+            assert head.status == 204
+        with process.client() as client:
+            assert client.get("/db/status?since=0", **{"X-Token": TOKEN}).json()["points"]["default"]
 
-    @contextmanager
-    def listening(self, process: ServerProcess, **headers: str) -> Iterator[tuple[Response, Iterator[dict[str, Any]]]]:
-        with process.client(PATIENCE * 2) as client:
-            client.send(Request("/db/events", headers={"X-Token": TOKEN, **headers}))
-            yield client.read_head(), self.events(client)
 
-    def test_they_tell_each_change_and_hold_no_connection(self, served):
-        with self.listening(served.process) as (head, events):
-            assert (head.status, head.headers["content-type"]) == (200, "text/event-stream")
-            eventually(lambda: served.pool()["used"] == 0)
-            assert next(event for event in events if event["pools"]["default"]["used"] == 0)["ready"]["status"] == "ok"
-            with served.held("watched"):
-                event = next(event for event in events if event["pools"]["default"]["used"] == 1)
-                assert event["holders"][0]["label"].endswith("/hold/watched")
-            assert next(event for event in events if event["pools"]["default"]["used"] == 0)
-
-    def test_who_connects_again_gets_the_points_since(self, served):
-        with self.listening(served.process) as (_, events):
-            first = next(events)
-            second = next(events)
-            assert second["latest"] > first["latest"]
-            assert len(second["points"]["default"]) <= 2
-        known = f"{second['worker']}:{second['latest']}"
-        with self.listening(served.process, **{"Last-Event-ID": known}) as (_, events):
-            assert all(point[0] > second["latest"] for point in next(events)["points"].get("default", ()))
-
-    def test_a_client_that_leaves_is_forgotten(self, served):
-        """Else the unit of work stays, and the application's stop waits for it."""
-        with self.listening(served.process) as (_, events):
-            next(events)
-        if served.framework == "flask":  # four at a time
-            for _ in range(6):
-                with self.listening(served.process) as (head, events):
-                    eventually(lambda: head.status in (200, 204))
-        served.process.stop()
-        served.process.start()
-
-    @pytest.mark.parametrize("framework", FRAMEWORKS)
-    def test_they_end_when_the_server_stops(self, framework, tmp_path):
-        with (
-            serve(framework, f"sqlite+pool:///{tmp_path / 'shop.db'}", end=14.0) as process,
-            self.listening(process) as (_, events),
-        ):
-            next(events)
-            begin = time.monotonic()
-            process.stop()
-            # The servers' own patience, after which they cut what is open: 10 seconds of Sanic's manager, 30 of gunicorn.
-            assert time.monotonic() - begin < 9.0
-            assert len(list(events)) < 5
-
-    def test_a_worker_with_one_thread_does_not_stream(self, tmp_path):
-        with serve("flask", f"sqlite+pool:///{tmp_path / 'shop.db'}", worker="sync") as process:
-            with self.listening(process) as (head, _):
-                assert head.status == 204
-            with process.client() as client:
-                assert client.get("/db/status?since=0", **{"X-Token": TOKEN}).json()["points"]["default"]
-
-    def test_under_gevent_they_stream_beside_other_requests(self, tmp_path):
-        with (
-            serve("flask", f"sqlite+pool:///{tmp_path / 'shop.db'}", worker="gevent") as process,
-            self.listening(process) as (head, events),
-        ):
-            assert head.status == 200
-            next(events)
-            with process.client() as client:
-                assert client.get("/db/ready").json() == {"status": "ok"}
-            next(events)
+def test_under_gevent_they_stream_beside_other_requests(tmp_path):
+    with (
+        serve("flask", f"sqlite+pool:///{tmp_path / 'shop.db'}", worker="gevent") as process,
+        listening(process) as (head, events),
+    ):
+        assert head.status == 200
+        next(events)
+        with process.client() as client:
+            assert client.get("/db/ready").json() == {"status": "ok"}
+        next(events)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -183,7 +183,7 @@ def test_no_password_is_in_it(place, proxy):
     database = make_database(replace(place, kwargs=kwargs))
     orm = Extension(database, check="off")
     health = Health(orm, 10)
-    with pytest.raises(Exception, match="refused|connect"):
+    with pytest.raises(Exception, match=r"refused|connect"):
         database.connect()
     told = health.answer("status", {}).body + health.answer("ready", {"verbose": ""}).body
     assert b"refused" in told or b"connect" in told

@@ -38,6 +38,15 @@ def query() -> str:
     return str(db.execute_sql("SELECT 1").fetchone()[0])
 
 
+unblocked = threading.Event()
+
+
+def block() -> str:
+    """Keep a place of `orm.run`."""
+    unblocked.wait(20)
+    return "done"
+
+
 def provoke(what: str) -> str:
     """Do to the pool what one of the functions here does, some of which keep connections until "release"; tell where."""
     PROVOKE[what]()
@@ -120,6 +129,8 @@ PROVOKE: dict[str, Any] = {
     "as usual": lambda: pool.configure(USUAL),
     "close idle": pool.close_idle,
     "invalidate": lambda: pool.invalidate_all("a test asked for it"),
+    "unblock": unblocked.set,
+    "block again": unblocked.clear,
     "suspend": pool.suspend,
     "resume": pool.resume,
     "grow": lambda: pool.resize(3, 2),
@@ -159,6 +170,10 @@ def make_sanic() -> Any:
     async def query_(_: Any) -> Any:
         return text(await orm.run(query))
 
+    @app.get("/block")
+    async def block_(_: Any) -> Any:
+        return text(await orm.run(block))
+
     @app.get("/provoke/<what:str>")
     async def provoke_(_: Any, what: str) -> Any:
         return text(await asyncio.to_thread(provoke, what.replace("%20", " ")))
@@ -182,6 +197,10 @@ def make_fastapi() -> Any:
     app.get("/query")(query)
     app.get("/provoke/{what}")(provoke)
 
+    @app.get("/block")
+    async def block_() -> str:
+        return await orm.run(block)
+
     @app.get("/metrics")
     async def answer() -> Response:
         body, content_type = metrics.render(orm)
@@ -202,6 +221,9 @@ def make_starlette() -> Any:
     def query_(_: Any) -> Response:
         return PlainTextResponse(query())
 
+    async def block_(_: Any) -> Response:
+        return PlainTextResponse(await orm.run(block))
+
     def provoke_(request: Any) -> Response:
         return PlainTextResponse(provoke(request.path_params["what"]))
 
@@ -209,5 +231,10 @@ def make_starlette() -> Any:
         body, content_type = metrics.render(orm)
         return Response(body, headers={"Content-Type": content_type})
 
-    routes = [Route("/query", query_), Route("/provoke/{what}", provoke_), Route("/metrics", answer)]
+    routes = [
+        Route("/query", query_),
+        Route("/block", block_),
+        Route("/provoke/{what}", provoke_),
+        Route("/metrics", answer),
+    ]
     return Starlette(routes=routes, lifespan=orm.lifespan(), middleware=[orm.middleware()])

@@ -33,6 +33,7 @@ SERVERS: dict[str, Callable[..., ServerProcess]] = {
 class Served:
     """An application on its server, and the way from there to MariaDB."""
 
+    framework: str
     process: ServerProcess
     proxy: Proxy
 
@@ -77,7 +78,7 @@ def serving(framework: str, tmp_path: Any, **options: Any) -> Iterator[Served]:
         settings = {"database": place.database, **place.via(*proxy.address).connect_kwargs()}
         env = {"METRICS_DATABASE": json.dumps(settings), **options.pop("env", {})}
         with SERVERS[framework](env=env, **options) as process:
-            yield Served(process, proxy)
+            yield Served(framework, process, proxy)
 
 
 @pytest.fixture(params=list(SERVERS), scope="module")

@@ -53,7 +53,7 @@ def used(served: Served) -> float:
 
 
 def test_a_scrape_tells_of_all_workers(workers: Served):
-    """Whoever answers: the connections are those of both, the counts go on where one of them ended, and nothing is there twice."""
+    """Whoever answers: the connections are those of both, and the counts stay when one of them is killed."""
     pids = both(workers, "fill")
     workers.eventually(value=4, **USED)
     for _ in range(6):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
 
 CONNECTION = "db_client_connection"
 SHOP = {"pool_name": "shop"}
+DASHBOARD = Path(__file__).parents[2] / "docs/grafana/peewee.json"
+OURS = re.compile(r"\b(?:db_client_connection|peewee_pool|peewee_run)_\w+")
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +90,22 @@ def test_who_waits_is_pending_and_then_in_the_waits(served: Served):
     assert after.value(f"{CONNECTION}_wait_time_seconds_sum", **SHOP) > before.value(
         f"{CONNECTION}_wait_time_seconds_sum", **SHOP
     )
+
+
+def test_who_waits_for_a_turn_in_run_is_queued(served: Served):
+    """There are as many places as connections; Flask runs such calls on the request's own thread, so there is no queue."""
+    if served.framework == "flask":
+        assert served.scrape().get("peewee_run_queued", **SHOP) is None
+        return
+    served.provoke("block again")
+    with ThreadPoolExecutor(3) as threads:
+        requests = [threads.submit(served.get, "/block") for _ in range(3)]
+        try:
+            served.eventually("peewee_run_queued", 1)
+        finally:
+            served.provoke("unblock")
+        assert all("done" in request.result(20) for request in requests)
+    served.eventually("peewee_run_queued", 0)
 
 
 def test_a_request_that_queries_uses_a_connection_once(served: Served):
@@ -190,3 +212,62 @@ def test_a_pool_that_hands_nothing_out_is_suspended(served: Served):
 def test_all_metrics_are_there_each_of_its_kind(served: Served):
     """A scrape names every metric, so that a dashboard finds it; the kinds are those that are documented."""
     assert served.scrape().kinds == {prometheus_name(metric): metric.kind for metric in METRICS}
+
+
+def dashboard() -> tuple[dict[str, Any], list[str]]:
+    """The dashboard, and its queries."""
+    document = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    queries = [target["expr"] for panel in document["panels"] for target in panel.get("targets", [])]
+    return document, queries + [variable["definition"] for variable in document["templating"]["list"][1:]]
+
+
+def test_what_the_dashboard_asks_for_is_in_a_scrape(served: Served):
+    """Each name in a query of the dashboard is that of a sample, and has the labels that the query goes by."""
+    served.provoke("close idle")
+    served.at_least("peewee_pool_closes_total", 1, reason="close_idle()")
+    if served.framework != "flask":
+        served.provoke("unblock")
+        served.get("/block")
+    labels: dict[str, set[str]] = {}
+    for name, pairs in served.scrape().samples:
+        labels.setdefault(name, set()).update(label for label, _ in pairs)
+    _, queries = dashboard()
+    for query in queries:
+        names = set(OURS.findall(query))
+        assert names, query
+        if served.framework == "flask":
+            names.discard("peewee_run_queued")
+        assert names <= set(labels), query
+        for name, selector in re.findall(r"(\w+){([^}]*)}", query):
+            selected = set(re.findall(r"(\w+)=", selector)) - {"job", "instance"}  # which Prometheus adds
+            assert name not in names or selected <= labels[name], query
+        grouped = {label.strip() for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(",")}
+        assert not names or grouped <= set().union(*(labels[name] for name in names)), query
+
+
+def test_the_dashboard_shows_every_metric():
+    """But those that say the same as another: the bounds of what may be idle."""
+    _, queries = dashboard()
+    asked = {re.sub("_(total|bucket|count)$", "", name) for query in queries for name in OURS.findall(query)}
+    left = {prometheus_name(metric) for metric in METRICS} - asked
+    assert left <= {f"{CONNECTION}_count", f"{CONNECTION}_idle_min", f"{CONNECTION}_idle_max"}
+
+
+def test_the_dashboard_is_one_that_grafana_can_load():
+    """Panels have numbers of their own and do not overlap; queries are whole; nothing names a data source of somebody's."""
+    document, queries = dashboard()
+    panels = document["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (column, line)
+        for panel in panels
+        for column in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for line in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(column for column, _ in cells) < 24
+    assert all(query.count("(") == query.count(")") and query.count("{") == query.count("}") for query in queries)
+    assert set(re.findall(r'"uid": "([^"]*)"', DASHBOARD.read_text(encoding="utf-8"))) == {
+        "${datasource}",
+        "peewee-pools",
+    }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import peewee
 import pytest
+from playhouse.pool import PooledSqliteDatabase as StockDatabase
 
 from peewee_frameworks import ConfigurationError
 from peewee_frameworks.extension import Extension
@@ -73,13 +74,25 @@ def test_playhouse_pools_tell_their_sizes(place: Place):
     assert (after.used, after.idle, after.total) == (0, 1, 1)
 
 
+@pytest.mark.parametrize("kind", ["playhouse", "none"])
+def test_leaks_are_counted_where_somebody_watches(tmp_path, kind: str):
+    """The application's option makes the difference between None and a number."""
+    make: Any = {"playhouse": StockDatabase, "none": peewee.SqliteDatabase}[kind]
+    db = make(tmp_path / "one.db")
+    assert Extension(db).stats()["default"].leaks is None
+    orm = Extension(db, leak_threshold=0.01)
+    assert orm.stats()["default"].leaks == 0
+    with orm.scope():
+        db.execute_sql("SELECT 1")
+        eventually(lambda: orm.stats()["default"].leaks == 1)
+
+
 def test_without_a_pool_our_records_tell_who_has_a_connection(tmp_path):
     db = peewee.SqliteDatabase(tmp_path / "one.db")
     orm = Extension(db)
-    scope = orm.runtime.begin("request GET /")
-    db.execute_sql("SELECT 1")
-    during = orm.stats()["default"]
-    orm.runtime.end(scope)
+    with orm.scope():
+        db.execute_sql("SELECT 1")
+        during = orm.stats()["default"]
     db.connect()
     outside = orm.stats()["default"]
     db.close()

@@ -254,6 +254,37 @@ def test_an_abort_ends_a_query_that_hangs(place, open_pool, driver):
     assert ended
 
 
+def test_connections_closed_amid_queries_of_other_threads_do_not_crash_the_process(place, open_pool):
+    """MySQL Connector in C did; an executor of cases that dies fails them all."""
+    db = open_pool(place, timeout=30)
+    slow = "select pg_sleep(0.0005)" if place.kind == "postgres" else "select sleep(0.0005)"
+    ended, refused = threading.Event(), []
+
+    def use():
+        while not ended.is_set():
+            try:
+                with db.connection_context():
+                    for _ in range(20):
+                        db.execute_sql(slow).fetchone()
+            except Exception as error:
+                refused.append(str(error))
+
+    users = [threading.Thread(target=use, daemon=True) for _ in range(4)]
+    for user in users:
+        user.start()
+    taken, end = 0, time.monotonic() + 40
+    while taken < 60 and time.monotonic() < end:
+        taken += db.pool.close_held()
+        time.sleep(0.001)
+    ended.set()
+    for user in users:
+        user.join(10)
+    assert taken >= 60
+    assert refused
+    assert one(db) == (1,)
+    eventually(lambda: not db.pool.cut)
+
+
 def test_57_after_a_fork_parent_and_child_work_on_sessions_of_their_own(place, open_pool):
     db = open_pool(place)
     fill(db, 2)

@@ -265,9 +265,8 @@ def test_a_query_on_a_connection_that_was_taken_back_says_so(db, end):
         run_threads(1, lambda _: db.close_all() if end == "close_all" else db.close_stale(-1))
     expected = PoolClosed if end == "close" else PoolError
     for _ in range(2):
-        with pytest.raises(expected, match=r"while (this connection|it) was in use") as caught:
+        with pytest.raises(expected, match=r"while (this connection|it) was in use"):
             db.execute_sql("select 1")
-        assert isinstance(caught.value.__cause__, Exception)
     with pytest.raises(expected, match="in use"), db.atomic():
         pass
     db.close()

@@ -14,8 +14,8 @@ import time
 import peewee
 import pytest
 
-from peewee_frameworks.errors import PoolTimeout
-from peewee_frameworks.pool import Pool, PooledDatabase, PoolOptions, upkeep
+from peewee_frameworks.errors import PoolError, PoolTimeout
+from peewee_frameworks.pool import Pool, PooledDatabase, PooledSqliteDatabase, PoolOptions, connect, upkeep
 from peewee_frameworks.pool.core import Engine
 from peewee_frameworks.pool.drivers import pymysql_connection_class
 from peewee_frameworks.pool.entries import CLOSE, Entry, Job, Turn, snapshot
@@ -23,6 +23,7 @@ from peewee_frameworks.pool.waiters import Waiter
 from peewee_frameworks.pool.workers import Maintainer, Workers
 from tests.support.concurrency import eventually, run_threads
 from tests.support.loops import both_loops
+from tests.support.servers import KINDS
 
 from .stub import StubDriver, StubError, numbers, settled
 
@@ -440,3 +441,49 @@ def test_23_a_checkout_listener_that_raises_what_is_no_exception_gives_the_conne
         pool.release(pool.acquire(timeout=5))
         armed = True
     assert numbers(pool) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("database_kind", KINDS, indirect=True)
+def test_connections_closed_amid_queries_of_other_threads_do_not_crash_the_process(place):
+    """`close_stale()`, `close_all()`, a close of the pool that waits no longer: psycopg and sqlite3 died of it."""
+    arguments = [sys.executable, "-m", "tests.pool.taken_case", place.url, place.kind]
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stdout) == (0, "taken True, hung 0, open 0, told True\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("end", ["close_held", "close"])
+def test_a_transaction_of_sqlite_that_was_taken_back_cannot_commit(tmp_path, end):
+    """Its connection stays open until its user has let go of it, so the refusal is the pool's, and so is the close."""
+    db = PooledSqliteDatabase(str(tmp_path / "x.db"), max_connections=2, timeout=5)
+    db.execute_sql("create table t (x)")
+    with pytest.raises(PoolError, match="in use"), db.atomic():
+        db.execute_sql("insert into t values (1)")
+        getattr(db.pool, end)(0)
+    assert db.pool.stats().total == 0
+    db.close()
+    db.pool.open()
+    assert db.execute_sql("select count(*) from t").fetchone() == (0,)
+    db.execute_sql("insert into t values (2)")  # nobody locks it any more
+    db.close()
+    eventually(lambda: not db.pool.cut)
+    db.pool.close()
+
+
+@pytest.mark.parametrize("database_kind", KINDS, indirect=True)
+def test_55_a_thread_that_ends_without_a_close_loses_no_connection_of_any_driver(place, caplog):
+    """sqlite3's connections refer to themselves, so what refers to them has to be counted with care; a user is never robbed."""
+    db = connect(place.url, max_connections=1, timeout=20)
+    for _ in range(3):
+        run_threads(1, lambda _: db.connect() and db.execute_sql("select 1").fetchone())
+    assert db.execute_sql("select 2").fetchone() == (2,)
+    for _ in range(5):
+        db.pool.maintain()
+    assert db.pool.stats().reaped == 3
+    assert db.execute_sql("select 2").fetchone() == (2,)
+    db.close()
+    conn = db.pool.acquire()
+    db.pool.maintain()
+    assert db.pool.stats().used == 1
+    db.pool.release(conn)
+    assert db.pool.stats().reaped == caplog.text.count("without returning it") == 3
+    db.pool.close()

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 POOLED = {"sqlite": PooledSqliteDatabase, "mysql": PooledMySQLDatabase, "postgres": PooledPostgresqlDatabase}
 SCHEMES = {"sqlite": "sqlite", "mysql": "mysql", "postgres": "postgresql"}
+# What our URLs call the asynchronous drivers, and the kind of database that each is for.
+ASYNC_DRIVERS: dict[str, tuple[str, Kind]] = {
+    "psycopg": ("postgresql+async", "postgres"),
+    "asyncpg": ("postgresql+asyncpg", "postgres"),
+    "aiomysql": ("mysql+async", "mysql"),
+    "aiosqlite": ("sqlite+async", "sqlite"),
+}
 
 MYSQL_SESSIONS = """
     SELECT id, command, info FROM information_schema.processlist
@@ -73,11 +80,18 @@ class Place:
         """Give the URL of the stock pooled database, pool options in its query string."""
         return self._url(f"{SCHEMES[self.kind]}+pool", options)
 
+    def async_url(self, driver: str, **options: Any) -> str:
+        """Give the URL for an asynchronous driver, one of `ASYNC_DRIVERS`, as our `connect` takes it."""
+        return self._url(ASYNC_DRIVERS[driver][0], options)
+
     def _url(self, scheme: str, options: dict[str, Any]) -> str:
         login = {"user", "password", "host", "port"}
         query = {key: value for key, value in self.kwargs.items() if key not in login} | options
+        if scheme == "postgresql+asyncpg":  # which does not read libpq's `options`
+            query["search_path"] = query.pop("options").rpartition("=")[2]
         if self.kind == "sqlite":
-            query.setdefault("check_same_thread", "false")
+            if "async" not in scheme:
+                query.setdefault("check_same_thread", "false")
             netloc = ""
         else:
             user, password = self.kwargs.get("user", ""), self.kwargs.get("password")

@@ -24,6 +24,14 @@ PLACES: dict[str, tuple[Kind, ...]] = {
     "starlette-asyncio": ("sqlite",),
 }
 
+# The same with asynchronous drivers: each framework's whole contract on the first of a line, its core on the others.
+ASYNC_PLACES: dict[str, tuple[str, ...]] = {
+    "sanic-single": ("psycopg", "aiomysql"),
+    "fastapi-asyncio": ("psycopg", "aiosqlite", "asyncpg"),
+    "starlette-asyncio": ("aiosqlite", "aiomysql"),
+    "starlette-uvloop": ("asyncpg",),
+}
+
 _TEARDOWN = "has no teardown functions: what runs at the end is middleware, which is tested"
 _SYNC = "is sync: a handler has a thread of its own, and nothing cancels it"
 _NO_RUN = "is sync: it has no orm.run"
@@ -77,4 +85,17 @@ NOT_APPLICABLE: dict[str, dict[str, str]] = {
         "sanic": _NO_MOUNT,
     },
     "test_pipelined_requests": {"flask-werkzeug": _THREAD_PIPELINE},
+}
+
+_THREADS = "a thread cannot query an asynchronous database, and is told so"
+
+# Test: why it is no case with an asynchronous driver.
+NOT_ASYNCHRONOUS: dict[str, str] = {
+    "test_a_deadline_around_a_thread": _THREADS,
+    "test_threads_of_one_request_get_their_own_answer_or_an_error": _THREADS,
+    "test_a_thread_that_outlives_its_request": _THREADS,
+    "test_a_thread_that_never_closes_gives_back_when_it_has_ended": _THREADS,
+    "test_flasks_copied_request_context": _THREADS,
+    "test_a_wsgi_application_in_an_asgi_application": "WSGI is sync",
+    "test_80_concurrent_requests_meet_40_threads": "no thread is needed; test_300_concurrent_requests_share_5_connections",
 }

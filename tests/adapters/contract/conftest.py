@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.adapters.contract.applicability import NOT_APPLICABLE, PLACES
+from tests.adapters.contract.applicability import ASYNC_PLACES, NOT_APPLICABLE, NOT_ASYNCHRONOUS, PLACES
 from tests.adapters.contract.served import Served, serve
-from tests.support.databases import scratch
+from tests.support.databases import ASYNC_DRIVERS, scratch
 from tests.support.servers import KINDS, require_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.support.servers import Kind
 
 
 # Every case with every server on every database: see applicability.py.
@@ -32,12 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "served" not in metafunc.fixturenames:
         return
-    excepted = NOT_APPLICABLE.get(metafunc.function.__name__, {})
+    name = metafunc.function.__name__
+    excepted = NOT_APPLICABLE.get(name, {})
     core = metafunc.definition.get_closest_marker("core") is not None
     combinations = [
         (server, kind)
-        for server, kinds in PLACES.items()
-        for kind in (KINDS if FULL else kinds if core else kinds[:1])
+        for table, every in ((PLACES, KINDS), (ASYNC_PLACES, tuple(ASYNC_DRIVERS)))
+        if table is PLACES or name not in NOT_ASYNCHRONOUS
+        for server, kinds in table.items()
+        for kind in (every if FULL else kinds if core else kinds[:1])
         if server not in excepted and server.partition("-")[0] not in excepted
     ]
     ids = [f"{server}-{kind}" for server, kind in combinations]
@@ -52,14 +53,22 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
 
 
 @contextmanager
-def serving(name: str, kind: Kind, **options: Any) -> Iterator[Served]:
-    """Serve one application on a place of its own; at the end no session is left that nobody knows of."""
+def serving(name: str, backend: str, **options: Any) -> Iterator[Served]:
+    """Serve one application on a place of its own; at the end no session is left that nobody knows of.
+
+    Args:
+        name: the server.
+        backend: a kind of database, or an asynchronous driver.
+        options: for `serve`.
+    """
+    driver = backend if backend in ASYNC_DRIVERS else None
+    kind: Any = backend if driver is None else ASYNC_DRIVERS[driver][1]
     require_server(kind)
     # Not tmp_path: a Unix socket's path has at most 107 bytes.
     with (
         tempfile.TemporaryDirectory(prefix="contract-") as directory,
         scratch(kind, Path(directory)) as place,
-        serve(name, place, Path(directory), **options) as served,
+        serve(name, place, Path(directory), driver=driver, **options) as served,
     ):
         yield served
         if served.process.running:

@@ -75,6 +75,7 @@ class Served:
     process: ServerProcess
     directory: Path
     work: Work = field(repr=False)  # the test's own connection to the same tables
+    is_async: bool = False  # the driver of the application's database
     broken: bool = False  # something was not given back: the cases after it need not wait for it again
 
     @property
@@ -215,19 +216,26 @@ class Served:
 
 
 @contextmanager
-def serve(name: str, place: Place, directory: Path, *, other: bool = False, **process: Any) -> Iterator[Served]:
-    """Run one of the applications; afterwards no session of it is left on the database server."""
+def serve(
+    name: str, place: Place, directory: Path, *, driver: str | None = None, other: bool = False, **process: Any
+) -> Iterator[Served]:
+    """Run one of the applications, on an asynchronous driver if one is named; afterwards no session of it is left."""
     directory.mkdir(parents=True, exist_ok=True)
     work = Work(place.pool_url(max_connections=2))
     work.db.create_tables([work.Item, work.Part])
     work.db.close_all()
-    url = place.pool_url(max_connections=POOL, timeout=10)
+    pool: dict[str, Any] = {"max_connections": POOL, "timeout": 10}
+    url = place.pool_url(**pool) if driver is None else place.async_url(driver, **pool)
     environment = {"DATABASE_URL": url, "CONTRACT_DIR": str(directory)}
     if other:
         environment |= {"CONTRACT_OTHER": url, "CONTRACT_CONNECT": "eager"}
+    if name == "sanic-single":
+        environment["SANIC_USE_UVLOOP"] = (
+            "false"  # one of each framework's loops is asyncio's own, whose callbacks are judged
+        )
     environment |= process.pop("env", {})
     with SERVERS[name](env=environment, **process) as server:
-        served = Served(name, place, server, directory, work)
+        served = Served(name, place, server, directory, work, is_async=driver is not None)
         yield served
         work.db.close_all()
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.adapters.contract.applicability import NOT_APPLICABLE, PLACES
+from tests.adapters.contract.applicability import ASYNC_PLACES, NOT_APPLICABLE, NOT_ASYNCHRONOUS, PLACES
 from tests.adapters.contract.served import SERVERS
+from tests.support.databases import ASYNC_DRIVERS
 from tests.support.servers import KINDS
 
 
@@ -14,7 +15,8 @@ def test_every_line_names_a_case_and_a_server_and_has_a_reason():
     source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     cases = set(re.findall(r"^def (test_\w+)\(served: Served", source, re.MULTILINE))
     known = set(PLACES) | {name.partition("-")[0] for name in PLACES}
-    assert set(PLACES) <= set(SERVERS)
+    assert set(PLACES) | set(ASYNC_PLACES) <= set(SERVERS)
+    assert set(NOT_ASYNCHRONOUS) <= cases
     for case, reasons in NOT_APPLICABLE.items():
         assert case in cases, case
         assert set(reasons) <= known, case
@@ -26,3 +28,10 @@ def test_every_framework_meets_every_database():
         kinds = [kinds for name, kinds in PLACES.items() if name.startswith(framework)]
         assert set().union(*kinds) == set(KINDS), "the core cases"
         assert len({each[0] for each in kinds}) == 2, "all cases"
+
+
+def test_every_asynchronous_framework_meets_asynchronous_drivers():
+    """The whole contract with psycopg and aiosqlite at least, the core of it with all."""
+    assert {name.partition("-")[0] for name in ASYNC_PLACES} == {"sanic", "fastapi", "starlette"}
+    assert {drivers[0] for drivers in ASYNC_PLACES.values()} >= {"psycopg", "aiosqlite"}
+    assert {driver for drivers in ASYNC_PLACES.values() for driver in drivers} == set(ASYNC_DRIVERS)

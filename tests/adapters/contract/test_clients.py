@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import pytest
 from tests.adapters.contract.apps.work import Work, World
 from tests.adapters.contract.served import rid
 from tests.support.concurrency import eventually
+from tests.support.databases import ASYNC_DRIVERS
 from tests.support.process import ROOT
 
 if TYPE_CHECKING:
@@ -25,35 +27,49 @@ class Judge:
     """Makes applications in this process and looks at their database after each request."""
 
     def __init__(self) -> None:
-        self.databases: list[Any] = []
+        self.works: list[Work] = []
 
     def make(self, module: str) -> Any:
         """Make an application and note its database."""
         before = set(World.made)
         app = importlib.import_module(f"tests.adapters.contract.apps.{module}").make_app()
-        self.databases += [world.work.db for world in set(World.made) - before]
+        self.works += [world.work for world in set(World.made) - before]
         return app
 
     def check(self) -> None:
-        for database in self.databases:
+        for work in self.works:
             # What was rolled back comes back on a thread of its own.
-            eventually(lambda: not database._in_use, 5.0, f"{database._users}")  # noqa: B023
-            assert not database.violations
+            eventually(lambda: not work.watch.in_use, 5.0, f"{work.watch.users}")  # noqa: B023
+            assert not work.watch.violations
 
     def close(self) -> None:
-        for database in self.databases:
-            database.close_all()
+        for work in self.works:
+            if not work.is_async:  # a pool that belongs to a loop closes with it
+                work.db.close_all()
 
 
-@pytest.fixture(params=["sqlite", "mysql", "postgres"])
+@pytest.fixture(autouse=True)
+def no_records_of_psycopgs_pool(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning that is kept keeps the error, that its traceback, and that the half-open connection of a cancelled worker."""
+    caplog.set_level(logging.ERROR, "psycopg.pool")
+
+
+KINDS = ["sqlite", "mysql", "postgres"]
+with_async_drivers = pytest.mark.parametrize("judge", [*KINDS, *ASYNC_DRIVERS], indirect=True)
+
+
+@pytest.fixture(params=KINDS)
 def judge(
     request: pytest.FixtureRequest, make_place: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Judge]:
-    place = make_place(request.param)
+    driver = request.param if request.param in ASYNC_DRIVERS else None
+    place = make_place(ASYNC_DRIVERS[driver][1] if driver else request.param)
     work = Work(place.pool_url())
     work.db.create_tables([work.Item, work.Part])
     work.db.close_all()
-    monkeypatch.setenv("DATABASE_URL", place.pool_url(max_connections=5, timeout=10))
+    options: dict[str, Any] = {"max_connections": 5, "timeout": 10}
+    url = place.async_url(driver, **options) if driver else place.pool_url(**options)
+    monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.delenv("CONTRACT_DIR", raising=False)
     judge = Judge()
     yield judge
@@ -80,6 +96,7 @@ def test_flasks_test_client(judge: Judge):
         assert app.test_client().get(f"/async/{one}").text == one
 
 
+@with_async_drivers
 @pytest.mark.parametrize("module", ["starlette_app", "fastapi_app"])
 def test_starlettes_test_client(judge: Judge, module: str):
     """Without `with`: no lifespan, and each request on a new event loop. With it: one loop."""
@@ -99,6 +116,7 @@ def test_starlettes_test_client(judge: Judge, module: str):
         talk(judge, client.get)
 
 
+@with_async_drivers
 @pytest.mark.parametrize("module", ["starlette_app", "fastapi_app"])
 def test_asgi_in_process(judge: Judge, module: str):
     """httpx's transport: the caller's loop, no lifespan, requests at the same time."""
@@ -118,6 +136,7 @@ def test_asgi_in_process(judge: Judge, module: str):
         judge.check()
 
 
+@with_async_drivers
 @pytest.mark.filterwarnings("ignore:websockets.legacy is deprecated:DeprecationWarning")  # sanic_testing imports it
 @pytest.mark.filterwarnings("ignore:websockets.client.connect is deprecated:DeprecationWarning")
 def test_sanics_asgi_client(judge: Judge):

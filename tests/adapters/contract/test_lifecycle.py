@@ -18,12 +18,13 @@ from tests.support.concurrency import eventually
 KINDS = dict(zip(PLACES, itertools.cycle(["mysql", "postgres", "sqlite"]), strict=False))
 # Werkzeug's development server has no graceful shutdown: its threads die with it.
 GRACEFUL = [name for name in PLACES if name != "flask-werkzeug"]
+ASYNC = {"sanic-workers": "psycopg", "fastapi-asyncio": "aiomysql", "starlette-uvloop": "asyncpg"}
 
 
-@pytest.mark.parametrize("name", GRACEFUL)
-def test_graceful_shutdown_lets_requests_end(name):
+@pytest.mark.parametrize(("name", "backend"), [*((name, KINDS[name]) for name in GRACEFUL), *ASYNC.items()])
+def test_graceful_shutdown_lets_requests_end(name, backend):
     """SIGTERM while a request is between two queries: it gets its answer, and no session stays on the server."""
-    with serving(name, KINDS[name]) as served, ExitStack() as stack:
+    with serving(name, backend) as served, ExitStack() as stack:
         one = rid()
         client = stack.enter_context(served.start(f"/slow/{one}"))
         served.reached(one)
@@ -56,10 +57,18 @@ def test_a_killed_server_leaves_no_session():
         served.expect_right("/ok", 20)
 
 
-@pytest.mark.parametrize("name", ["flask-gthread", "sanic-workers", "fastapi-workers"])
-def test_a_killed_worker_is_replaced(name):
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("flask-gthread", "postgres"),
+        ("sanic-workers", "postgres"),
+        ("fastapi-workers", "postgres"),
+        ("fastapi-workers", "psycopg"),
+    ],
+)
+def test_a_killed_worker_is_replaced(name, backend):
     """With a request in flight; its session goes with it, and the new worker has a pool of its own."""
-    with serving(name, "postgres") as served, ExitStack() as stack:
+    with serving(name, backend) as served, ExitStack() as stack:
         served.expect_right("/ok", 20)
         one = rid()
         client = stack.enter_context(served.start(f"/slow/{one}"))

@@ -41,11 +41,14 @@ TWO = {
 }
 
 
-@pytest.mark.parametrize("name", TWO)
-def test_two_databases_connected_eagerly(name):
+TWO_ASYNC = {"sanic-single": "aiosqlite", "fastapi-uvloop": "asyncpg", "starlette-asyncio": "psycopg"}
+
+
+@pytest.mark.parametrize(("name", "backend"), [*TWO.items(), *TWO_ASYNC.items()])
+def test_two_databases_connected_eagerly(name, backend):
     """Two Peewee instances on one application: each request has one connection of each pool."""
     assert name in SERVERS
-    with serving(name, TWO[name], other=True) as served:
+    with serving(name, backend, other=True) as served:
         one = rid()
         assert served.get(f"/both/{one}").text == f"{one} {one}"
         for route, status in {"/ok": 200, "/handled": 418, "/unhandled": 500, "/nowhere": 404, "/missing": 404}.items():

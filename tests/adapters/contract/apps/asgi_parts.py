@@ -28,13 +28,13 @@ class Hooks(BaseHTTPMiddleware):
     async def dispatch(self, request: Any, call_next: Any) -> Any:
         what, _, moment = request.headers.get("X-Before", "").partition("-")
         if moment == self.when:
-            rid = self.world.work.value(rid_of(request.url.path))
+            rid = await self.world.work.inline(self.world.work.value, rid_of(request.url.path))
             if what == "raise":
                 raise Vetoed
             return PlainTextResponse(rid, 202)
         response = await call_next(request)
         if request.headers.get("X-After") == f"response-{self.when}":
-            self.world.work.value(rid_of(request.url.path))
+            await self.world.work.inline(self.world.work.value, rid_of(request.url.path))
             raise Spoiled
         return response
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -52,11 +53,11 @@ class Asynchronous:
 
         async def inline(text: str) -> str:
             await asyncio.sleep(0)
-            return self.work.value(rid, text)
+            return await self.work.inline(self.work.value, rid, text)
 
         async def scoped(text: str) -> str:
             async with connection_scope(database):
-                return self.work.value(text)
+                return await self.work.inline(self.work.value, text)
 
         async def run(text: str) -> str:
             return await self.orm.run(self.work.value, rid, text)
@@ -69,8 +70,8 @@ class Asynchronous:
         calls = [outcome(children[name](f"{rid}-{number}")) for number in range(CHILDREN)]
         if not transaction:
             return await asyncio.gather(*calls)
-        with database.atomic():
-            self.work.write(rid)
+        async with self.work.atomic():
+            await self.work.inline(self.work.write, rid)
             return await asyncio.gather(*calls)
 
     async def _sibling(self, rid: str) -> list[str]:
@@ -78,21 +79,21 @@ class Asynchronous:
         inside, tried = asyncio.Event(), asyncio.Event()
 
         async def first() -> str:
-            with self.work.db.atomic():
-                self.work.write(rid)
+            async with self.work.atomic():
+                await self.work.inline(self.work.write, rid)
                 inside.set()
                 await tried.wait()
-                return self.work.value(rid)
+                return await self.work.inline(self.work.value, rid)
 
         async def second() -> str:
             await inside.wait()
             try:
-                return self.work.value(rid)
+                return await self.work.inline(self.work.value, rid)
             finally:
                 tried.set()
 
         answers = await asyncio.gather(outcome(first()), outcome(second()))
-        return [*answers, self.work.value(rid)]
+        return [*answers, await self.work.inline(self.work.value, rid)]
 
     # Deadlines
 
@@ -127,23 +128,28 @@ class Asynchronous:
         elif kind == "run":
             await self.orm.run(self.world.attempt, rid)
         else:
-            self.world.attempt(rid)
+            await self.work.inline(self.world.attempt, rid)
 
     # Streams and websockets
 
     async def stream(self, kind: str, rid: str) -> AsyncIterator[str]:
         """Do what `World.stream` does, in async code."""
-        yield await self.orm.run(self.work.value, rid) + "\n"
-        await self.world.gates.pass_through(rid)
-        yield await self.orm.run(self.work.value, rid) + "\n"
-        while kind == "endless":
-            yield "x" * 65536
+        database = self.work.db
+        blocks = {"atomic": database.atomic, "with": lambda: database, "context": lambda: connection_scope(database)}
+        async with blocks.get(kind, contextlib.nullcontext)():
+            if kind == "atomic":
+                await self.orm.run(self.work.write, rid)
+            yield await self.orm.run(self.work.value, rid) + "\n"
+            await self.world.gates.pass_through(rid)
+            yield await self.orm.run(self.work.value, rid) + "\n"
+            while kind != "plain":
+                yield "x" * 65536
 
     async def events(self, rid: str) -> AsyncIterator[str]:
         """Give the same as server-sent events, the queries inline."""
-        yield f"data: {self.work.value(rid)}\n\n"
+        yield f"data: {await self.work.inline(self.work.value, rid)}\n\n"
         await self.world.gates.pass_through(rid)
-        yield f"data: {self.work.value(rid)}\n\n"
+        yield f"data: {await self.work.inline(self.work.value, rid)}\n\n"
 
     async def converse(
         self, kind: str, rid: str, messages: AsyncIterator[str], send: Callable[[str], Awaitable[Any]]

@@ -1,7 +1,7 @@
 """The contract's application in FastAPI: dependencies, sync and async endpoints, a router."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, WebSocket
@@ -30,6 +30,7 @@ def make_app() -> FastAPI:
     orm = Peewee(work.db, **world.options)
     world.orms.append(orm)
     many = Asynchronous(world, orm)
+    native = world.native(orm)
 
     hooks = [Middleware(Hooks, world, "early"), Middleware(Hooks, world, "late"), Middleware(Deadlines)]
     # As the README has it, or init_app alone.
@@ -59,6 +60,21 @@ def make_app() -> FastAPI:
         with work.db.atomic():
             yield work.write(rid)
 
+    async def greeted_async(rid: str, db: Connection) -> AsyncIterator[str]:
+        yield rid
+        await orm.run(work.value, rid)
+
+    async def known_async(rid: str, db: Connection) -> AsyncIterator[str]:
+        yield await orm.run(work.value, rid)
+        await orm.run(work.value, rid)
+
+    async def opened_async(rid: str) -> AsyncIterator[str]:
+        async with work.db.atomic():
+            yield await orm.run(work.write, rid)
+
+    if work.is_async:
+        greeted, known, opened = greeted_async, known_async, opened_async
+
     Greeted = Annotated[str, Depends(greeted)]
     Known = Annotated[str, Depends(known)]
     Opened = Annotated[str, Depends(opened, scope="function")]
@@ -66,6 +82,7 @@ def make_app() -> FastAPI:
     # Errors
 
     @app.exception_handler(Handled)
+    @native
     def handled(request: Request, error: Exception) -> Any:
         return text(f"handled {work.value(rid_of(request.url.path))}", 418)
 
@@ -74,6 +91,7 @@ def make_app() -> FastAPI:
         return text(f"unhandled {await orm.run(work.value, rid_of(request.url.path))}", 500)
 
     @app.exception_handler(404)
+    @native
     def not_found(request: Request, error: Exception) -> Any:
         return text(f"not found {work.value(rid_of(request.url.path))}", 404)
 
@@ -88,11 +106,13 @@ def make_app() -> FastAPI:
         return rid
 
     @app.get("/ok/{rid}")
+    @native
     def ok(rid: str, greeted: Greeted) -> str:
         assert greeted == rid
         return work.value(rid)
 
     @app.get("/known/{rid}")
+    @native
     def with_known(rid: str, known: Known) -> str:
         assert known == rid
         return work.value(rid)
@@ -102,6 +122,7 @@ def make_app() -> FastAPI:
         return await orm.run(work.value, rid)
 
     @app.get("/write/{rid}")
+    @native
     def write(rid: str) -> str:
         return work.write(rid)
 
@@ -111,12 +132,14 @@ def make_app() -> FastAPI:
         return f"{len(await request.body())} {value}"
 
     @app.get("/big/{rid}")
+    @native
     def big(rid: str) -> str:
         return work.value(rid) + "x" * 8_000_000
 
     @app.get("/slow/{rid}")
+    @native
     def slow(rid: str, known: Known) -> str:
-        world.gates.wait(rid)
+        world.wait(rid)
         return work.value(rid)
 
     @app.get("/slow-async/{rid}")
@@ -125,30 +148,37 @@ def make_app() -> FastAPI:
         return await orm.run(work.value, rid)
 
     @app.get("/sleep/{rid}")
+    @native
     def sleep(rid: str) -> str:
         return work.sleep(rid, 0.3)
 
     @app.get("/sleep-tx/{rid}")
+    @native
     def sleep_tx(rid: str) -> str:
         return work.sleep_in_transaction(rid, 0.3)
 
     @app.get("/handled/{rid}")
+    @native
     def raise_handled(rid: str, known: Known) -> str:
         raise Handled
 
     @app.get("/unhandled/{rid}")
+    @native
     def raise_unhandled(rid: str, known: Known) -> str:
         raise RuntimeError("asked for")
 
     @app.get("/missing/{rid}")
+    @native
     def missing(rid: str) -> str:
         return str(work.missing(rid))
 
     @app.get("/duplicate/{rid}")
+    @native
     def duplicate(rid: str) -> str:
         return str(work.duplicate(rid))
 
     @app.get("/both/{rid}")
+    @native
     def both(rid: str) -> str:
         assert world.other is not None
         return f"{work.value(rid)} {world.other.value(rid)}"
@@ -157,11 +187,12 @@ def make_app() -> FastAPI:
 
     @app.get("/atomic/threads/{rid}")
     async def atomic_threads(rid: str) -> str:
-        await run_in_threadpool(work.write, rid)
+        await (orm.run if work.is_async else run_in_threadpool)(work.write, rid)
         await orm.run(work.write, rid)
-        return work.write(rid)
+        return await work.inline(work.write, rid)
 
     @app.get("/atomic/{kind}/{rid}")
+    @native
     def atomic(kind: str, rid: str) -> Any:
         return transact(kind, rid)
 
@@ -182,6 +213,7 @@ def make_app() -> FastAPI:
     router = APIRouter()
 
     @router.get("/transaction/sync/{kind}/{rid}")
+    @native
     def transaction_sync(kind: str, rid: str, db: Atomic) -> Any:
         return transact(kind, rid)
 
@@ -190,6 +222,7 @@ def make_app() -> FastAPI:
         return await orm.run(transact, kind, rid)
 
     @router.get("/transaction/own/{kind}/{rid}")
+    @native
     def transaction_own(kind: str, rid: str, opened: Opened) -> Any:
         return transact(kind, rid)
 
@@ -200,6 +233,7 @@ def make_app() -> FastAPI:
         return JSONResponse(await many.gather(kind, rid))
 
     @app.get("/deadline/{kind}/{rid}")
+    @native
     def deadline(kind: str, rid: str, greeted: Greeted) -> str:
         return (work.sleep_in_transaction if kind.endswith("-tx") else work.sleep)(rid, 0.3)
 
@@ -217,14 +251,17 @@ def make_app() -> FastAPI:
         return await orm.run(work.value, rid)
 
     @app.get("/thread/{kind}/{rid}")
+    @native
     def thread(kind: str, rid: str) -> str:
         world.start_thread(kind, rid)
         return work.value(rid)
 
     @app.get("/background/{kind}/{rid}")
+    @native
     def background(kind: str, rid: str, tasks: BackgroundTasks) -> str:
+        @native
         def in_thread() -> None:
-            world.gates.wait(rid)
+            world.wait(rid)
             world.attempt(rid)
 
         async def in_loop() -> None:
@@ -236,8 +273,9 @@ def make_app() -> FastAPI:
     # Streams and websockets
 
     @app.get("/stream/{kind}/{rid}")
+    @native
     def stream(kind: str, rid: str, greeted: Greeted) -> Any:
-        return StreamingResponse(world.stream(kind, rid))
+        return StreamingResponse((many if work.is_async else world).stream(kind, rid))
 
     @app.get("/astream/{kind}/{rid}")
     async def astream(kind: str, rid: str, greeted: Greeted) -> Any:
@@ -254,7 +292,8 @@ def make_app() -> FastAPI:
 
     app.include_router(router)
     app.mount("/sub", make_sub(world))
-    app.mount("/wsgi", WSGIMiddleware(make_flask(world)))
+    if not work.is_async:
+        app.mount("/wsgi", WSGIMiddleware(make_flask(world)))
     return app
 
 
@@ -264,12 +303,15 @@ def make_sub(world: World) -> FastAPI:
     orm = Peewee(world.work.db, **world.options)
     world.orms.append(orm)
     orm.init_app(app)
+    native = world.native(orm)
 
     @app.get("/ok/{rid}")
+    @native
     def ok(rid: str) -> str:
-        return f"{world.work.value(rid)} {len(world.work.db._in_use)}"
+        return f"{world.work.value(rid)} {world.work.watch.in_use}"
 
     @app.get("/unhandled/{rid}")
+    @native
     def unhandled(rid: str) -> str:
         world.work.value(rid)
         raise RuntimeError("asked for")

@@ -23,11 +23,11 @@ def make_app() -> Sanic:
 
     @app.on_request
     async def early(request: Any) -> Any:
-        return before(request, "early")
+        return await before(request, "early")
 
     @app.on_response
     async def first_response(request: Any, response: Any) -> None:
-        after(request, "early")
+        await after(request, "early")
 
     orm = Peewee(work.db, **world.options)
     world.orms.append(orm)
@@ -42,24 +42,24 @@ def make_app() -> Sanic:
 
     @app.on_request
     async def late(request: Any) -> Any:
-        return before(request, "late")
+        return await before(request, "late")
 
     @app.on_response
     async def last_response(request: Any, response: Any) -> None:
-        after(request, "late")
+        await after(request, "late")
 
-    def before(request: Any, when: str) -> Any:
+    async def before(request: Any, when: str) -> Any:
         what, _, moment = request.headers.get("X-Before", "").partition("-")
         if moment == when:
-            rid = work.value(rid_of(request.path))
+            rid = await work.inline(work.value, rid_of(request.path))
             if what == "raise":
                 raise Vetoed
             return text(rid, 202)
         return None
 
-    def after(request: Any, when: str) -> None:
+    async def after(request: Any, when: str) -> None:
         if request.headers.get("X-After") == f"response-{when}":
-            work.value(rid_of(request.path))
+            await work.inline(work.value, rid_of(request.path))
             raise Spoiled
 
     # Errors
@@ -145,7 +145,7 @@ def make_app() -> Sanic:
     @app.get("/both/<rid>")
     async def both(request: Any, rid: str) -> Any:
         assert world.other is not None
-        return text(f"{work.value(rid)} {world.other.value(rid)}")
+        return text(f"{await work.inline(work.value, rid)} {await world.other.inline(world.other.value, rid)}")
 
     # Atomic requests
 
@@ -153,7 +153,7 @@ def make_app() -> Sanic:
     async def atomic_threads(request: Any, rid: str) -> Any:
         await orm.run(work.write, rid)
         await orm.run(work.write, rid)
-        return text(work.write(rid))
+        return text(await work.inline(work.write, rid))
 
     @app.get("/atomic/<kind>/<rid>")
     async def atomic(request: Any, kind: str, rid: str) -> Any:

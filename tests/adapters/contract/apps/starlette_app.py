@@ -32,15 +32,18 @@ def make_app() -> Starlette:
     orm = Peewee(work.db, **world.options)
     world.orms.append(orm)
     many = Asynchronous(world, orm)
+    native = world.native(orm)
 
     # Errors; sync handlers run on a thread, async ones on the loop
 
+    @native
     def handled(request: Any, error: Exception) -> Any:
         return text(f"handled {work.value(rid_of(request.url.path))}", 418)
 
     async def unhandled(request: Any, error: Exception) -> Any:
         return text(f"unhandled {await orm.run(work.value, rid_of(request.url.path))}", 500)
 
+    @native
     def not_found(request: Any, error: Exception) -> Any:
         return text(f"not found {work.value(rid_of(request.url.path))}", 404)
 
@@ -52,12 +55,14 @@ def make_app() -> Starlette:
     async def plain(request: Any) -> Any:
         return text(request.path_params["rid"])
 
+    @native
     def ok(request: Any) -> Any:
         return text(work.value(request.path_params["rid"]))
 
     async def in_async(request: Any) -> Any:
         return text(await orm.run(work.value, request.path_params["rid"]))
 
+    @native
     def write(request: Any) -> Any:
         return text(work.write(request.path_params["rid"]))
 
@@ -65,13 +70,15 @@ def make_app() -> Starlette:
         value = await orm.run(work.value, request.path_params["rid"])
         return text(f"{len(await request.body())} {value}")
 
+    @native
     def big(request: Any) -> Any:
         return text(work.value(request.path_params["rid"]) + "x" * 8_000_000)
 
+    @native
     def slow(request: Any) -> Any:
         rid = request.path_params["rid"]
         work.value(rid)
-        world.gates.wait(rid)
+        world.wait(rid)
         return text(work.value(rid))
 
     async def slow_async(request: Any) -> Any:
@@ -80,26 +87,33 @@ def make_app() -> Starlette:
         await world.gates.pass_through(rid)
         return text(await orm.run(work.value, rid))
 
+    @native
     def sleep(request: Any) -> Any:
         return text(work.sleep(request.path_params["rid"], 0.3))
 
+    @native
     def sleep_tx(request: Any) -> Any:
         return text(work.sleep_in_transaction(request.path_params["rid"], 0.3))
 
+    @native
     def raise_handled(request: Any) -> Any:
         work.value(request.path_params["rid"])
         raise Handled
 
+    @native
     def raise_unhandled(request: Any) -> Any:
         work.value(request.path_params["rid"])
         raise RuntimeError("asked for")
 
+    @native
     def missing(request: Any) -> Any:
         return text(str(work.missing(request.path_params["rid"])))
 
+    @native
     def duplicate(request: Any) -> Any:
         return text(str(work.duplicate(request.path_params["rid"])))
 
+    @native
     def both(request: Any) -> Any:
         rid = request.path_params["rid"]
         assert world.other is not None
@@ -107,6 +121,7 @@ def make_app() -> Starlette:
 
     # Atomic requests
 
+    @native
     def atomic(request: Any) -> Any:
         rid, kind = request.path_params["rid"], request.path_params["kind"]
         if kind == "spoil":
@@ -122,15 +137,16 @@ def make_app() -> Starlette:
 
     async def atomic_threads(request: Any) -> Any:
         rid = request.path_params["rid"]
-        await run_in_threadpool(work.write, rid)
+        await (orm.run if work.is_async else run_in_threadpool)(work.write, rid)
         await orm.run(work.write, rid)
-        return text(work.write(rid))
+        return text(await work.inline(work.write, rid))
 
     # Children, deadlines, and what outlives the request
 
     async def gather(request: Any) -> Any:
         return JSONResponse(await many.gather(request.path_params["kind"], request.path_params["rid"]))
 
+    @native
     def deadline(request: Any) -> Any:
         rid, kind = request.path_params["rid"], request.path_params["kind"]
         return text((work.sleep_in_transaction if kind.endswith("-tx") else work.sleep)(rid, 0.3))
@@ -148,16 +164,19 @@ def make_app() -> Starlette:
         many.start_orphan(request.path_params["kind"], rid)
         return text(await orm.run(work.value, rid))
 
+    @native
     def thread(request: Any) -> Any:
         rid = request.path_params["rid"]
         world.start_thread(request.path_params["kind"], rid)
         return text(work.value(rid))
 
+    @native
     def background(request: Any) -> Any:
         rid, kind = request.path_params["rid"], request.path_params["kind"]
 
+        @native
         def in_thread() -> None:
-            world.gates.wait(rid)
+            world.wait(rid)
             world.attempt(rid)
 
         async def in_loop() -> None:
@@ -168,7 +187,9 @@ def make_app() -> Starlette:
     # Streams and websockets
 
     def stream(request: Any) -> Any:
-        return StreamingResponse(world.stream(request.path_params["kind"], request.path_params["rid"]))
+        return StreamingResponse(
+            (many if work.is_async else world).stream(request.path_params["kind"], request.path_params["rid"])
+        )
 
     async def astream(request: Any) -> Any:
         return StreamingResponse(many.stream(request.path_params["kind"], request.path_params["rid"]))
@@ -210,8 +231,9 @@ def make_app() -> Starlette:
         Route("/events/{rid}", events),
         WebSocketRoute("/ws/{kind}/{rid}", converse),
         Mount("/sub", make_sub(world)),
-        Mount("/wsgi", WSGIMiddleware(make_flask(world))),
     ]
+    if not work.is_async:
+        routes.append(Mount("/wsgi", WSGIMiddleware(make_flask(world))))
     hooks = [Middleware(Hooks, world, "early"), Middleware(Hooks, world, "late"), Middleware(Deadlines)]
     handlers: Any = {Handled: handled, 500: unhandled, 404: not_found, 405: not_allowed}
     if world.other is None:
@@ -230,10 +252,13 @@ def make_sub(world: World) -> Starlette:
     """Make an application of its own with its own Peewee on the same database, mounted in the other."""
     orm = Peewee(world.work.db, **world.options)
     world.orms.append(orm)
+    native = world.native(orm)
 
+    @native
     def ok(request: Any) -> Any:
-        return text(f"{world.work.value(request.path_params['rid'])} {len(world.work.db._in_use)}")
+        return text(f"{world.work.value(request.path_params['rid'])} {world.work.watch.in_use}")
 
+    @native
     def unhandled(request: Any) -> Any:
         world.work.value(request.path_params["rid"])
         raise RuntimeError("asked for")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 import os
 import threading
 import time
@@ -18,13 +19,18 @@ from urllib.parse import urlsplit
 
 import peewee
 from playhouse import db_url
+from playhouse.pwasyncio import await_
 
 from peewee_frameworks import connection_scope
+from peewee_frameworks.aio.urls import SCHEMES as ASYNC_SCHEMES
+from peewee_frameworks.pool import connect
+from tests.support.blocking import Judge
 
 from .control import Control
+from .watch import Watch, acting, actor, in_transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 
 class Handled(Exception):
@@ -37,29 +43,6 @@ class Vetoed(Exception):
 
 class Spoiled(Exception):
     """What another extension's teardown or response middleware raises."""
-
-
-_actor = threading.local()
-
-
-@contextlib.contextmanager
-def acting(rid: str) -> Iterator[None]:
-    """Say who runs the statements in this block, which never awaits."""
-    before = getattr(_actor, "rid", None)
-    _actor.rid = rid
-    try:
-        yield
-    finally:
-        _actor.rid = before
-
-
-def in_transaction(conn: Any) -> bool:
-    """Ask the driver."""
-    if hasattr(conn, "in_transaction"):
-        return bool(conn.in_transaction)
-    if hasattr(conn, "pgconn"):
-        return bool(conn.pgconn.transaction_status != 0)
-    return bool(conn.server_status & 1)
 
 
 class Watched:
@@ -94,7 +77,7 @@ class Watched:
     def _execute_cursor(self, sql: str, params: Any, **options: Any) -> Any:
         if self.autoconnect and self.is_closed():  # type: ignore[attr-defined]
             self.connect()  # type: ignore[attr-defined] # else Peewee does so below, too late to know the connection
-        conn, rid = self._state.conn, getattr(_actor, "rid", None)  # type: ignore[attr-defined]
+        conn, rid = self._state.conn, actor.get()  # type: ignore[attr-defined]
         with self._watch:
             if id(conn) in self._running:
                 self.violations.append(f"{rid} runs a statement under one of {self._running[id(conn)]}")
@@ -111,9 +94,28 @@ class Watched:
             with self._watch:
                 self._running.pop(id(conn), None)
 
+    @property
+    def in_use(self) -> int:
+        """How many connections are out of the pool."""
+        return len(self._in_use)  # type: ignore[attr-defined]
+
+    @property
+    def idle(self) -> int:
+        """How many connections are in the pool."""
+        return len(self._connections)  # type: ignore[attr-defined]
+
+    @property
+    def users(self) -> list[str]:
+        """Who has them."""
+        return [str(user) for user in list(self._users.values())]
+
 
 def open_database(url: str) -> Any:
-    """Make the stock pooled database of a URL, watched."""
+    """Make the stock pooled database of a URL, watched; or the asynchronous one."""
+    scheme = urlsplit(url).scheme
+    if scheme in ASYNC_SCHEMES:
+        pragmas = {"pragmas": {"journal_mode": "wal", "foreign_keys": 1, "synchronous": "off"}}
+        return connect(url, **(pragmas if scheme.startswith("sqlite") else {}))
     kind = db_url.schemes[urlsplit(url).scheme]
     options: dict[str, Any] = db_url.parse(url, unquote_user=True, unquote_password=True)
     if issubclass(kind, peewee.SqliteDatabase):
@@ -144,13 +146,29 @@ def make_models(database: Any) -> tuple[type[peewee.Model], type[peewee.Model]]:
 
 
 class Work:
-    """The routes' database work on one database; all of it sync, for the calling thread."""
+    """The routes' database work on one database; all of it sync, for the calling thread or Peewee's bridge."""
 
     def __init__(self, url: str) -> None:
         self.db = open_database(url)
+        self.is_async = not isinstance(self.db, Watched)
+        self.watch: Any = Watch(self.db) if self.is_async else self.db
         self.Item, self.Part = make_models(self.db)
         if isinstance(self.db, peewee.SqliteDatabase):
             self.db.func("sleep")(time.sleep)
+
+    async def inline(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Do it from async code: right here with a sync driver, awaited with an asynchronous one."""
+        return await self.db.run(function, *args) if self.is_async else function(*args)
+
+    @contextlib.asynccontextmanager
+    async def atomic(self) -> AsyncIterator[None]:
+        """Open a transaction block in async code."""
+        if self.is_async:
+            async with self.db.atomic():
+                yield
+        else:
+            with self.db.atomic():
+                yield
 
     def value(self, rid: str, text: str | None = None) -> str:
         """Ask the database for a text, the rid itself by default: who reads another's answer sees another text."""
@@ -217,11 +235,11 @@ class Work:
     def stats(self) -> dict[str, Any]:
         """Tell who holds what."""
         return {
-            "in_use": len(self.db._in_use),
-            "idle": len(self.db._connections),
-            "peak": self.db.peak,
-            "users": [str(user) for user in list(self.db._users.values())],
-            "violations": list(self.db.violations),
+            "in_use": self.watch.in_use,
+            "idle": self.watch.idle,
+            "peak": self.watch.peak,
+            "users": self.watch.users,
+            "violations": list(self.watch.violations),
         }
 
 
@@ -237,6 +255,9 @@ class World:
         self.other = Work(os.environ["CONTRACT_OTHER"]) if "CONTRACT_OTHER" in os.environ else None
         self.orms: list[Any] = []
         self.control = Control(self.stats, self.forget_violations)
+        self.judge = Judge()  # of asyncio's own loops
+        if "CONTRACT_DIR" in os.environ:
+            self.judge.start()
         self.gates = self.control.gates
         self.note = self.control.note
 
@@ -263,14 +284,41 @@ class World:
             "idle": sum(one["idle"] for one in each),
             "peak": max(one["peak"] for one in each),
             "users": [user for one in each for user in one["users"]],
-            "violations": [text for one in each for text in one["violations"]],
+            "violations": [*(text for one in each for text in one["violations"]), *self.judge.guilty],
             "live": sorted(scope.label for orm in self.orms for scope in list(orm.runtime.live)),
         }
 
     def forget_violations(self) -> None:
         """Start anew after a case that failed, so that the next is judged for itself."""
         for work in self.works:
-            work.db.violations.clear()
+            work.watch.violations.clear()
+        self.judge.guilty.clear()
+
+    def wait(self, gate: str) -> None:
+        """Stop a sync handler at a gate: its thread, or, with an asynchronous driver, the task it is in."""
+        if self.work.is_async:
+            await_(self.gates.pass_through(gate))
+        else:
+            self.gates.wait(gate)
+
+    def native(self, orm: Any) -> Callable[[Any], Any]:
+        """Return a decorator for sync functions that query: with an asynchronous driver, a coroutine function around them.
+
+        It is what the documentation says to write: `await orm.run(function)`.
+        """
+
+        def decorate(function: Any) -> Any:
+            if not self.work.is_async:
+                return function
+
+            async def call(*args: Any, **kwargs: Any) -> Any:
+                return await orm.run(function, *args, **kwargs)
+
+            call.__name__ = function.__name__
+            call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+            return call
+
+        return decorate
 
     def attempt(self, rid: str) -> str:
         """Query, and note the answer or the error's name."""

@@ -1,0 +1,265 @@
+"""The threads behind `Runner`, which go from one call to the next by themselves.
+
+A thread that has finished a call takes the next one that may run, and the results of several wake the loop once. To ask the
+loop for each next call would cost a wake-up of the loop and one of a thread for every unit of work, with the processor idle
+between.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from .frame import running_loop
+
+if TYPE_CHECKING:
+    import asyncio
+    import contextvars
+    import weakref
+    from collections.abc import Callable
+
+    from .scope import Scope
+
+
+class Stage(Enum):
+    """Where a call is."""
+
+    PENDING = "waits for a place"
+    READY = "has a place and waits for a thread"
+    RUNNING = "is on a thread"
+    GONE = "nobody is to run it"
+
+
+class Call:
+    """A function to be called on a thread, and the future of its result."""
+
+    __slots__ = ("_call", "_context", "_ended", "error", "place", "result", "stage", "waiter")
+
+    def __init__(
+        self, place: Place, context: contextvars.Context, call: Callable[[], Any], ended: Callable[[], None]
+    ) -> None:
+        """Describe the call.
+
+        Args:
+            place: whose call it is.
+            context: what it runs in.
+            call: the function.
+            ended: called on the loop's thread when it has ended, or never will begin.
+        """
+        self._ended = ended
+        self._context = context
+        self._call: Callable[[], Any] | None = call
+        self.place = place
+        self.stage = Stage.PENDING
+        self.waiter: asyncio.Future[Any] = place.dock.loop.create_future()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Call it, on this thread."""
+        call, self._call = self._call, None
+        assert call is not None  # noqa: S101 - it runs once
+        try:
+            self.result = self._context.run(call)
+        except BaseException as error:  # noqa: BLE001 - whoever awaits the result gets it
+            self.error = error
+
+    def withdrawn(self) -> None:
+        """It will not begin; on the loop's thread."""
+        self._call = None
+        self._ended()
+
+    def deliver(self) -> None:
+        """Let the caller have the result; on the loop's thread."""
+        self._ended()
+        result, error = self.result, self.error
+        self.result = self.error = None  # its traceback refers to this call
+        if self.waiter.cancelled():
+            return
+        if error is None:
+            self.waiter.set_result(result)
+        else:
+            self.waiter.set_exception(error)
+
+
+class Place:
+    """A scope's place among those that may run or hold a connection: its own from its first call until it holds none."""
+
+    __slots__ = ("_scope", "admitted", "dock", "running")
+
+    def __init__(self, scope: Scope, dock: Dock) -> None:
+        self._scope = scope
+        self.dock = dock
+        self.admitted = False
+        self.running = False
+        scope.on_release(self._connection_released)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether another scope may have it."""
+        return self.admitted and not self.running and not self._scope.connected
+
+    def _connection_released(self) -> None:
+        """Runs on whichever thread gave the connection back."""
+        if not self.admitted or self.running:
+            return  # the end of a call looks by itself
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for a place
+            loop = self.dock.loop
+            (loop.call_soon if running_loop() is loop else loop.call_soon_threadsafe)(self.dock.leave, self)
+
+
+class Dock:
+    """Where the calls of one event loop wait for a place, and their results for the loop."""
+
+    def __init__(self, crew: Crew, loop: weakref.ref[asyncio.AbstractEventLoop]) -> None:
+        self._loop = loop  # weakly: it is what a loop's entry in a weak dictionary refers to
+        self._crew = crew
+        self._free = crew.size
+        self._pending: collections.deque[Call] = collections.deque()
+        self._done: list[Call] = []
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, which lives as long as somebody runs in it.
+
+        Raises: RuntimeError if it is gone, as a closed loop does when it is called.
+        """
+        loop = self._loop()
+        if loop is None:
+            raise RuntimeError("the event loop is gone")
+        return loop
+
+    @property
+    def waiting(self) -> int:
+        """How many scopes wait for a place; from any thread."""
+        return len(self._pending)
+
+    def start(self, call: Call) -> None:
+        """Have a call run, as soon as its scope has a place."""
+        place = call.place
+        with self._crew.lock:
+            if not place.admitted:
+                if self._free <= 0 or self._pending:
+                    self._pending.append(call)
+                    return
+                self._free -= 1
+            self._admit(call)
+            self._crew.ready.append(call)
+        self._crew.call_up()
+
+    def withdraw(self, call: Call) -> bool:
+        """Take back a call that no thread has begun; return whether that was so."""
+        with self._crew.lock:
+            if call.stage is Stage.PENDING:
+                self._pending.remove(call)
+            elif call.stage is not Stage.READY:
+                return False
+            call.stage = Stage.GONE
+            call.place.running = False
+        call.withdrawn()
+        self.leave(call.place)
+        return True
+
+    def leave(self, place: Place) -> None:
+        """Give a place that is not needed any more to the next in line."""
+        with self._crew.lock:
+            call = self._next(place)
+            if call is None:
+                return
+            self._crew.ready.append(call)
+        self._crew.call_up()
+
+    def finished(self, call: Call) -> Call | None:
+        """Note the end of a call, on its thread; return the call that has its place now, if it is free."""
+        with self._crew.lock:
+            call.place.running = False
+            following = self._next(call.place)
+            self._done.append(call)
+            first = len(self._done) == 1
+        if first:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a result
+                self.loop.call_soon_threadsafe(self._deliver)
+        return following
+
+    def _next(self, place: Place) -> Call | None:
+        """Take the place of who needs it no more; return the call that gets it. The caller has the lock."""
+        if not place.is_idle:
+            return None
+        place.admitted = False
+        if not self._pending:
+            self._free += 1
+            return None
+        call = self._pending.popleft()
+        self._admit(call)
+        return call
+
+    def _admit(self, call: Call) -> None:
+        call.place.admitted = call.place.running = True
+        call.stage = Stage.READY
+
+    def _deliver(self) -> None:
+        with self._crew.lock:
+            done, self._done = self._done, []
+        for call in done:
+            call.deliver()
+
+
+class Crew:
+    """A bounded number of threads; they start when there is work, in the process that has it."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self.size = size
+        self._name = name
+        self._pid = 0
+        self._executor: ThreadPoolExecutor | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        # Held for a few instructions, never while something runs or waits.
+        self.lock = threading.Lock()
+        self.ready: collections.deque[Call] = collections.deque()
+        self._working = 0
+
+    def muster(self) -> None:
+        """Forget what a parent process had; a lock that one of its threads held would never be free here."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._executor = None
+            self._reset()
+
+    def call_up(self) -> None:
+        """See to it that what is ready is run."""
+        with self.lock:
+            if self.ready and self._working < self.size:
+                if self._executor is None:
+                    self._executor = ThreadPoolExecutor(self.size, thread_name_prefix=self._name)
+                self._executor.submit(self._work)
+                self._working += 1
+
+    def dismiss(self) -> None:
+        """Let the threads end when their calls do."""
+        with self.lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+    def _work(self) -> None:
+        call: Call | None = None
+        while True:
+            with self.lock:
+                if call is None:
+                    if not self.ready:
+                        self._working -= 1
+                        return
+                    call = self.ready.popleft()
+                if call.stage is not Stage.READY:
+                    call = None
+                    continue
+                call.stage = Stage.RUNNING
+            call.run()
+            call = call.place.dock.finished(call)

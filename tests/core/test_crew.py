@@ -1,0 +1,262 @@
+"""The threads of `orm.run`: they go on by themselves, and a place belongs to a scope until it holds no connection."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import threading
+import weakref
+
+import pytest
+
+from peewee_frameworks import PoolTimeout
+from peewee_frameworks.pool import PooledSqliteDatabase
+from peewee_frameworks.run import Runner
+from peewee_frameworks.scope import Scope
+from peewee_frameworks.state import install
+
+SECONDS = 10
+
+
+@pytest.fixture
+def db(tmp_path):
+    db = PooledSqliteDatabase(str(tmp_path / "crew.db"), max_connections=4)
+    yield db
+    db.pool.close()
+
+
+@pytest.fixture
+def make_runner():
+    runners = []
+
+    def make(threads=1, timeout=None):
+        runners.append(Runner(threads, timeout))
+        return runners[-1]
+
+    yield make
+    for runner in runners:
+        runner.close()
+
+
+@pytest.fixture
+def scopes(db):
+    """Give scopes of a unit of work each; what they hold is given back at the end."""
+    made = []
+
+    def make(count):
+        made.extend(Scope([install(db)], f"unit {number}") for number in range(count))
+        return made[-count:]
+
+    yield make
+    for scope in made:
+        scope.finish()
+
+
+def play(work):
+    async def bounded():
+        async with asyncio.timeout(SECONDS):
+            return await work()
+
+    return asyncio.run(bounded())
+
+
+def test_a_thread_takes_the_next_call_while_the_loop_is_busy(make_runner, scopes, monkeypatch):
+    """And the loop is woken once for the results of all."""
+    runner = make_runner()
+    ran = threading.Semaphore(0)
+
+    async def work():
+        loop = asyncio.get_running_loop()
+        wakes = []
+        wake = loop.call_soon_threadsafe
+        tasks = [asyncio.create_task(runner.run(scope, ran.release)) for scope in scopes(5)]
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: (wakes.append(args), wake(*args)))
+        await asyncio.sleep(0)  # each task asks for its call
+        # The loop stands still here, and yet all five run, one after the other, on the only thread.
+        assert all(ran.acquire(timeout=SECONDS) for _ in range(5))
+        await asyncio.gather(*tasks)
+        # The first thread may have to wait for the last to be noted before the loop looks.
+        assert 1 <= len(wakes) <= 2
+
+    play(work)
+
+
+def test_a_scope_keeps_its_place_while_it_holds_a_connection(make_runner, scopes, db):
+    """So a holder always has a thread for its next call; who has none waits, without a thread."""
+    runner = make_runner()
+    holder, other = scopes(2)
+
+    def query():
+        with install(db).bound(holder.find(install(db))):
+            db.execute_sql("SELECT 1").fetchall()
+
+    async def work():
+        await runner.run(holder, query)
+        waiting = asyncio.create_task(runner.run(other, threading.get_ident))
+        for _ in range(3):
+            await runner.run(holder, query)
+        assert not waiting.done()
+        holder.release_early()
+        await waiting
+
+    play(work)
+
+
+def test_a_place_that_does_not_come_is_an_error_after_the_timeout(make_runner, scopes):
+    runner = make_runner(timeout=0.05)
+    first, second = scopes(2)
+    end = threading.Event()
+
+    async def work():
+        running = asyncio.create_task(runner.run(first, end.wait, SECONDS))
+        await asyncio.sleep(0)
+        ran = []
+        with pytest.raises(PoolTimeout, match=r"unit 1: waited 0\.05 s to be admitted; 1 other"):
+            await runner.run(second, ran.append, 1)
+        end.set()
+        assert await running
+        await runner.run(second, ran.append, 2)  # its turn and the place are free again
+        assert ran == [2]
+
+    play(work)
+
+
+def test_a_call_that_is_cancelled_before_it_begins_never_runs(make_runner, scopes):
+    """Waiting for a place, or for a thread; nobody behind it waits for it."""
+    runner = make_runner()
+    first, second, third = scopes(3)
+    end, ran = threading.Event(), []
+
+    async def work():
+        running = asyncio.create_task(runner.run(first, end.wait, SECONDS))
+        await asyncio.sleep(0)
+        cancelled = asyncio.create_task(runner.run(second, ran.append, "cancelled"))
+        behind = asyncio.create_task(runner.run(third, ran.append, "behind"))
+        again = asyncio.create_task(runner.run(second, ran.append, "again"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        end.set()
+        await asyncio.gather(running, behind, again)
+        assert sorted(ran) == ["again", "behind"]
+
+    play(work)
+
+
+def test_a_cancelled_caller_leaves_its_call_to_its_end(make_runner, scopes):
+    """The next call of the scope waits for it; those of others do not."""
+    runner = make_runner(threads=2)
+    one, other = scopes(2)
+    begun, end = threading.Event(), threading.Event()
+    order = []
+
+    def long():
+        begun.set()
+        end.wait(SECONDS)
+        order.append("long")
+
+    async def work():
+        caller = asyncio.create_task(runner.run(one, long))
+        await asyncio.to_thread(begun.wait, SECONDS)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        following = asyncio.create_task(runner.run(one, order.append, "following"))
+        await runner.run(other, order.append, "other")
+        end.set()
+        await following
+        assert order == ["other", "long", "following"]
+
+    play(work)
+
+
+def test_errors_come_to_the_caller_and_keep_nothing_alive(make_runner, scopes):
+    runner = make_runner()
+
+    class Thing:
+        pass
+
+    def fail(thing, error):
+        raise error
+
+    async def work():
+        thing = Thing()
+        gone = weakref.ref(thing)
+        with pytest.raises(ZeroDivisionError):
+            await runner.run(scopes(1)[0], fail, thing, ZeroDivisionError())
+        with pytest.raises(RuntimeError, match="raised StopIteration"):
+            await runner.run(scopes(1)[0], fail, thing, StopIteration())
+        assert await runner.run(scopes(1)[0], lambda: 7) == 7
+        del thing
+        gc.collect()
+        assert gone() is None
+
+    play(work)
+
+
+def test_one_loop_after_another_and_a_closed_runner(make_runner, scopes):
+    """Threads outlive a loop; after `close` they start anew with the next call."""
+    runner = make_runner()
+    for _ in range(3):
+        assert play(lambda: runner.run(scopes(1)[0], lambda: 1)) == 1
+    runner.close()
+    assert play(lambda: runner.run(scopes(1)[0], lambda: 2)) == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own(make_runner, scopes):
+    """Though a thread of the parent was in the middle of something."""
+    runner = make_runner(threads=2)
+    end, begun = threading.Event(), threading.Event()
+
+    def long():
+        begun.set()
+        end.wait(SECONDS)
+
+    def child(answers):
+        answers.put(play(lambda: runner.run(Scope([], "in the child"), lambda: 3)))
+
+    async def work():
+        running = asyncio.create_task(runner.run(scopes(1)[0], long))
+        await asyncio.to_thread(begun.wait, SECONDS)
+        with runner._crew.lock:  # as it may be when somebody forks
+            context = multiprocessing.get_context("fork")
+            answers = context.SimpleQueue()
+            process = context.Process(target=lambda: asyncio._set_running_loop(None) or child(answers))
+            process.start()
+        await asyncio.to_thread(process.join, SECONDS)
+        assert answers.get() == 3
+        end.set()
+        await running
+
+    play(work)
+
+
+def test_many_units_on_few_threads_all_end(make_runner, scopes, db):
+    """400 units of three calls each, a quarter of them cut short: no place is lost."""
+    runner = make_runner(threads=4)
+    state = install(db)
+
+    async def unit(number, scope):
+        def query():
+            with state.bound(scope.find(state)):
+                db.execute_sql("SELECT 1").fetchall()
+
+        try:
+            async with asyncio.timeout(0.002 if number % 4 == 0 else SECONDS):
+                for _ in range(3):
+                    await runner.run(scope, query)
+        except TimeoutError:
+            assert number % 4 == 0
+        finally:
+            scope.finish()
+
+    async def work():
+        await asyncio.gather(*(unit(number, scope) for number, scope in enumerate(scopes(400))))
+        # All four places are there: four scopes that stand still at once.
+        together = threading.Barrier(4)
+        await asyncio.gather(*(runner.run(scope, together.wait, SECONDS) for scope in scopes(4)))
+
+    play(work)

@@ -1,0 +1,196 @@
+"""How the endpoints are mounted: each framework's idiom, and the guards it knows."""
+
+import warnings
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBasic
+from fastapi.testclient import TestClient as FastAPIClient
+from flask import Flask, abort
+from sanic import Sanic, text
+from sanic.exceptions import Unauthorized
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from peewee_frameworks import fastapi, flask, sanic, starlette
+from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.pool import PooledMySQLDatabase, PooledSqliteDatabase
+from tests.support.ports import HOST
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # it imports websockets.legacy
+    from sanic_testing.reusable import ReusableClient
+
+
+@pytest.fixture
+def database(tmp_path):
+    database = PooledSqliteDatabase(str(tmp_path / "shop.db"), max_connections=2, timeout=5)
+    yield database
+    database.close_all()
+
+
+@pytest.fixture
+def absent(free_port):
+    """A database that nobody serves."""
+    return PooledMySQLDatabase("shop", host=HOST, port=free_port, user="nobody")
+
+
+class TestFlask:
+    def client(self, database, **options):
+        app = Flask(__name__)
+        orm = flask.Peewee(database)
+        orm.init_app(app)
+        app.register_blueprint(orm.blueprint(url_prefix="/db", **options))
+        return app.test_client()
+
+    def test_it_is_alive_though_the_application_cannot_start(self, absent):
+        """The first request starts the databases, and fails while that fails; these do not even try."""
+        client = self.client(absent)
+        assert client.get("/db/live").status_code == 200
+        assert client.get("/db/ready").status_code == 503
+        assert client.get("/elsewhere").status_code == 500
+
+    def test_a_guard_may_be_async_and_may_abort(self, database):
+        async def guard(request):
+            if "Authorization" not in request.headers:
+                abort(401)
+            return request.authorization.username == "ada"
+
+        client = self.client(database, guard=guard)
+        assert client.get("/db/status").status_code == 401
+        assert client.get("/db/status", auth=("bob", "")).status_code == 403
+        assert client.get("/db/status", auth=("ada", "")).json["pools"]["default"]["used"] == 0
+        assert client.get("/db/ready").json == {"status": "ok"}
+
+    def test_blueprints_of_several_databases_have_names(self, database, tmp_path):
+        app = Flask(__name__)
+        other = PooledSqliteDatabase(str(tmp_path / "other.db"))
+        for name, each in (("one", database), ("two", other)):
+            orm = flask.Peewee(each)
+            orm.init_app(app)
+            app.register_blueprint(orm.blueprint(name, url_prefix=f"/{name}"))
+        for name in ("one", "two"):
+            assert app.test_client().get(f"/{name}/ready").json == {"status": "ok"}
+        other.close_all()
+
+    def test_they_answer_head(self, database):
+        assert self.client(database).head("/db/ready").status_code == 200
+
+
+class TestStarlette:
+    def test_a_guard_may_raise(self, database):
+        def guard(request):
+            raise HTTPException(401, "Who are you?", {"WWW-Authenticate": "Basic"})
+
+        orm = starlette.Peewee(database)
+        app = Starlette(routes=[Mount("/db", orm.app(guard=guard))], lifespan=orm.lifespan())
+        with TestClient(app) as client:
+            assert client.get("/db/status").status_code == 401
+            assert client.get("/db/ready?verbose").headers["WWW-Authenticate"] == "Basic"
+            assert client.get("/db/ready").json() == {"status": "ok"}
+            assert client.head("/db/ready").status_code == 200
+
+    def test_a_guard_that_says_nothing_lets_nobody_in(self, database):
+        orm = starlette.Peewee(database)
+        app = Starlette(routes=[Mount("/db", orm.app(guard=lambda request: None))], lifespan=orm.lifespan())
+        with TestClient(app) as client:
+            assert client.get("/db/").status_code == 403
+
+    def test_it_is_not_ready_where_a_database_is_missing_at_start(self, absent):
+        orm = starlette.Peewee(absent, check="warn")
+        app = Starlette(routes=[Mount("/db", orm.app())], lifespan=orm.lifespan())
+        with TestClient(app) as client:
+            assert client.get("/db/live").status_code == 200
+            assert client.get("/db/ready").status_code == 503
+
+
+class TestFastAPI:
+    @pytest.mark.parametrize("dependency", [True, False])
+    def test_a_guard_is_a_dependency_or_a_function(self, database, dependency):
+        basic = HTTPBasic()
+
+        def user(credentials: Annotated[Any, Depends(basic)]) -> bool:
+            return credentials.username == "ada"
+
+        def function(request):
+            return request.headers.get("authorization") == "Basic YWRhOmFkYQ=="
+
+        orm = fastapi.Peewee(database)
+        app = FastAPI(lifespan=orm.lifespan())
+        orm.init_app(app)
+        app.include_router(orm.router(prefix="/db", guard=Depends(user) if dependency else function))
+        with FastAPIClient(app) as client:
+            assert client.get("/db/status").status_code == (401 if dependency else 403)
+            assert client.get("/db/status", auth=("bob", "bob")).status_code == 403
+            assert client.get("/db/status", auth=("ada", "ada")).json()["pools"]["default"]["used"] == 0
+            assert client.get("/db/ready").json() == {"status": "ok"}
+            assert "/db/status" not in client.get("/openapi.json").json()["paths"]
+
+    def test_a_routers_own_dependencies_hold_for_all_of_it(self, database):
+        def refuse():
+            raise HTTPException(418)
+
+        orm = fastapi.Peewee(database)
+        app = FastAPI(lifespan=orm.lifespan())
+        app.include_router(orm.router(prefix="/db", dependencies=[Depends(refuse)]))
+        with FastAPIClient(app) as client:
+            assert client.get("/db/live").status_code == 418
+
+
+class TestSanic:
+    @pytest.fixture
+    def make_app(self):
+        before = set(Sanic._app_registry)
+        yield Sanic
+        for name in set(Sanic._app_registry) - before:
+            del Sanic._app_registry[name]
+
+    def ask(self, app, *paths):
+        client = ReusableClient(app)
+        with client:
+            return [client.get(path)[1] for path in paths]
+
+    def test_a_blueprint_installs_as_ever_and_has_endpoints_if_it_is_told_so(self, database, make_app):
+        app = make_app("plain")
+        app.blueprint(sanic.Peewee(database).blueprint("db", url_prefix="/db"))
+        app.get("/")(lambda _: text("here"))
+        assert [answer.status for answer in self.ask(app, "/", "/db/live")] == [200, 404]
+        app = make_app("healthy")
+        app.blueprint(sanic.Peewee(database).blueprint("db", url_prefix="/db", health=True))
+        assert [answer.json for answer in self.ask(app, "/db/ready")] == [{"status": "ok"}]
+
+    def test_with_endpoints_it_may_come_beside_init_app_and_without_them_not(self, database, make_app):
+        orm = sanic.Peewee(database)
+        app = make_app("both")
+        orm.init_app(app)
+        app.blueprint(orm.blueprint("db", url_prefix="/db", guard=lambda request: request.args.get("who") == "ada"))
+        shown, verbose, refused = self.ask(app, "/db/status?who=ada", "/db/ready?verbose&who=ada", "/db/status")
+        assert shown.json["pools"]["default"]["used"] == 0
+        assert verbose.json["databases"]["default"]["status"] == "ok"
+        assert refused.status == 403
+        app = make_app("twice")
+        orm.init_app(app)
+        with pytest.raises(ConfigurationError, match="twice"):
+            app.blueprint(orm.blueprint("db"))
+
+    def test_a_guard_may_be_async_and_may_raise(self, database, make_app):
+        async def guard(request):
+            raise Unauthorized("Who are you?", scheme="Basic", realm="ops")
+
+        app = make_app("guarded")
+        app.blueprint(sanic.Peewee(database).blueprint("db", url_prefix="/db", guard=guard))
+        assert [answer.status for answer in self.ask(app, "/db/", "/db/live")] == [401, 200]
+
+    def test_a_guard_of_nothing_is_refused(self, database):
+        with pytest.raises(ConfigurationError, match="contradict"):
+            sanic.Peewee(database).blueprint("db", health=False, guard=lambda _: True)
+
+    def test_what_holds_for_the_application_does_not_hold_for_them(self, absent, make_app):
+        orm = sanic.Peewee(absent, connect="eager", transaction=True, check="warn")
+        app = make_app("eager")
+        app.blueprint(orm.blueprint("db", url_prefix="/db", health=True))
+        app.get("/")(lambda _: text("here"))
+        assert [answer.status for answer in self.ask(app, "/db/live", "/db/ready", "/")] == [200, 503, 500]
