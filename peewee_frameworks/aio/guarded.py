@@ -173,6 +173,8 @@ class AsyncGuarded(Guarded):
             breath = self._state.keeper.breath
             if breath.is_due():
                 await breath.draw()
+                if frame.final:  # the scope has ended meanwhile
+                    raise frame.ended()
                 conn = await self._connected(frame)  # it may have been lost meanwhile
             with wrapping_errors:
                 return await frame.attempt(conn, conn.execute(sql, params))
