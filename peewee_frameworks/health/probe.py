@@ -1,9 +1,9 @@
 """Ask a database whether it answers, within a time limit and beside its pool.
 
 A probe has a connection of its own: one from the pool would be taken from requests, and would wait behind them just when the
-answer matters. (Only where the server refuses to open it, and nobody waits, it borrows an idle one.) A database is asked once at
-a time, and whoever asks meanwhile shares the answer. A server that accepts and stays silent costs one thread, whose connection
-is cut when the time is over.
+answer matters. (Only where the server refuses to open it, and nobody waits, it borrows an idle one.) A database is asked
+once at a time, and whoever asks meanwhile shares the answer. A server that accepts and stays silent costs one thread, whose
+connection is cut when the time is over.
 """
 
 from __future__ import annotations
