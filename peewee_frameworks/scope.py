@@ -69,6 +69,8 @@ class Scope(Frames):
     """What it has queried, where an option asks for that; see queries.py."""
     thread = 0
     """The thread that opened it and is in it until its end, if nothing else tells who is; 0 where an event loop runs."""
+    task: weakref.ref[asyncio.Task[Any]] | None = None
+    """The task that opened it with ``async with``."""
     slot: Any = None
     """What `orm.run` keeps with the scope; see run.py."""
     label: str
@@ -337,7 +339,10 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
             scope.exit()
 
     async def __aenter__(self) -> Scope:
-        return self._open(self._label or _place("scope", inspect.currentframe()))
+        scope = self._open(self._label or _place("scope", inspect.currentframe()))
+        task = asyncio.current_task()
+        scope.task = None if task is None else weakref.ref(task)
+        return scope
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
