@@ -52,7 +52,7 @@ class Breath:
 
     def _turn_over(self) -> None:
         """Let so many go on as would have had time in the last turn."""
-        seconds, passed = time.thread_time() - self._began, max(self._passed, 1)
+        seconds, passed = max(time.thread_time() - self._began, 1e-6), max(self._passed, 1)
         self._began = 0.0
         if not self._waiting:
             return
