@@ -41,8 +41,8 @@ class Options:
             route or blueprint name, or predicates of the request. A query in one still works.
         release: ``"response_start"`` gives the connection back at the first byte of the response unless a transaction or a
             result is open, and takes one again if a stream queries; ``"request_end"`` keeps it to the end.
-        errors: answer exhausted pools and unreachable databases with 503, `DoesNotExist` with 404 and `IntegrityError`
-            with 409.
+        errors: answer exhausted pools, unreachable databases, deadlocks and locks that did not come with 503, `DoesNotExist`
+            with 404 and `IntegrityError` with 409.
         check: at start, ``"fail"`` raises if a database cannot be reached, ``"warn"`` logs it and starts, ``"off"`` does
             not try.
         create_tables: models whose tables are created at start, if missing.

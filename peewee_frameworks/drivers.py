@@ -121,6 +121,34 @@ def is_disconnect(error: BaseException) -> bool:
     return False
 
 
+# MySQL and MariaDB: lock wait timeout (1205), deadlock (1213), a row that changed under a snapshot (1020), NOWAIT (3572).
+_MYSQL_CONTENTION = frozenset({1020, 1205, 1213, 3572})
+# PostgreSQL: class 40 is "transaction rollback" (serialization failure, deadlock); 55P03 is NOWAIT and lock_timeout.
+_SQLSTATE_CONTENTION = ("40", "55P03")
+# SQLite's BUSY and LOCKED, the low byte of its extended codes.
+_SQLITE_CONTENTION = frozenset({5, 6})
+
+
+def is_contention(error: BaseException) -> bool:
+    """Return whether a statement or COMMIT failed only because of what others did at the time, so that trying again may do.
+
+    That is a lock that did not come in time, a deadlock, a serialization failure, and SQLite's "database is locked".
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        code = seen.args[0] if seen.args else None
+        if isinstance(code, int) and code in _MYSQL_CONTENTION:
+            return True
+        sqlstate = getattr(seen, "sqlstate", None) or getattr(seen, "pgcode", None)
+        if sqlstate is not None and str(sqlstate).startswith(_SQLSTATE_CONTENTION):
+            return True
+        sqlite_code = getattr(seen, "sqlite_errorcode", None)
+        if isinstance(sqlite_code, int) and sqlite_code & 0xFF in _SQLITE_CONTENTION:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 _peewee_database: Any = peewee.Database
 _executing = _peewee_database._execute_cursor.__code__
 

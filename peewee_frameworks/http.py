@@ -12,7 +12,7 @@ from http import HTTPStatus
 import peewee
 from playhouse.pool import MaxConnectionsExceeded
 
-from .drivers import is_disconnect
+from .drivers import is_contention, is_disconnect
 from .errors import DatabaseUnavailable, PoolClosed, PoolConnectTimeout
 
 RETRY_AFTER_SECONDS = 1
@@ -58,12 +58,14 @@ def problem_for(error: BaseException) -> Problem | None:
     """Return the response an exception deserves, or None if it is an ordinary server error."""
     if isinstance(error, MaxConnectionsExceeded):
         return BUSY
-    if isinstance(error, (DatabaseUnavailable, PoolClosed, PoolConnectTimeout)):
-        return UNAVAILABLE
     if isinstance(error, peewee.DoesNotExist):
         return NOT_FOUND
     if isinstance(error, peewee.IntegrityError):
         return CONFLICT
-    if isinstance(error, (peewee.OperationalError, peewee.InterfaceError)) and is_disconnect(error):
+    if isinstance(error, (DatabaseUnavailable, PoolClosed, PoolConnectTimeout)) or _is_disconnect(error):
         return UNAVAILABLE
-    return None
+    return BUSY if is_contention(error) else None
+
+
+def _is_disconnect(error: BaseException) -> bool:
+    return isinstance(error, (peewee.OperationalError, peewee.InterfaceError)) and is_disconnect(error)

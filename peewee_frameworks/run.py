@@ -12,11 +12,12 @@ import collections
 import contextlib
 import contextvars
 import functools
+import inspect
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .crew import Call, Crew, Dock, Place, Stage
-from .errors import PoolTimeout
+from .errors import ConfigurationError, PoolTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,6 +192,20 @@ class Runner:
         if dock is None:
             dock = self._docks[loop] = Dock(self._crew, weakref.ref(loop))
         return dock
+
+
+def refuse_coroutines(function: Callable[..., Any]) -> None:
+    """Refuse what would only make a coroutine on the thread, and run none of it.
+
+    Raises: `ConfigurationError` for a coroutine function or an asynchronous generator function.
+    """
+    called = function.func if isinstance(function, functools.partial) else function
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+        name = getattr(called, "__qualname__", called)
+        raise ConfigurationError(
+            f"run({name}): {name} is asynchronous, and `run` is for sync code that queries. Await it yourself, "
+            f"`await {getattr(called, '__name__', 'it')}(...)`, and give `run` the sync parts of it."
+        )
 
 
 def _call(call: _Running, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:

@@ -24,7 +24,7 @@ from .errors import ConfigurationError, DatabaseUnavailable
 from .frame import current_frames
 from .guarded import GuardedProxy
 from .queries import count_queries
-from .run import Queue, Runner
+from .run import Queue, Runner, refuse_coroutines
 from .schema import create_tables
 from .scope import Scope, connection_scope, current_scope
 from .state import State, display_name, install, unwrap
@@ -340,8 +340,10 @@ class Runtime:
 
         Calls of one scope take turns. The call sees a copy of the caller's context variables.
 
-        Raises: what the function raises; `PoolTimeout` if no place came free in time.
+        Raises: what the function raises; `PoolTimeout` if no place came free in time; `ConfigurationError` for a coroutine
+            function.
         """
+        refuse_coroutines(function)
         scope = current_scope()
         if scope is not None and scope.has_all(self.states):
             return await self._run_in(scope, function, *args, **kwargs)

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import time
 
+# Of the thread's processor time, or a machine that is busy with other things would make each turn one statement long.
 TURN_SECONDS = 0.002
 
 
@@ -29,7 +30,7 @@ class Breath:
         """Return whether to await `draw` before going on."""
         if not self._began:
             self._begin()
-        elif self._waiting or time.monotonic() - self._began > TURN_SECONDS:
+        elif self._waiting or time.thread_time() - self._began > TURN_SECONDS:
             return True
         self._passed += 1
         return False
@@ -45,13 +46,13 @@ class Breath:
                 self._waiting.remove(waiter)
 
     def _begin(self) -> None:
-        self._began = time.monotonic()
+        self._began = time.thread_time()
         self._passed = 0
         asyncio.get_running_loop().call_soon(self._turn_over)
 
     def _turn_over(self) -> None:
         """Let so many go on as would have had time in the last turn."""
-        seconds, passed = time.monotonic() - self._began, max(self._passed, 1)
+        seconds, passed = time.thread_time() - self._began, max(self._passed, 1)
         self._began = 0.0
         if not self._waiting:
             return

@@ -13,6 +13,7 @@ from playhouse.pwasyncio import await_
 from peewee_frameworks.errors import ConfigurationError
 from peewee_frameworks.frame import current_frames, running_loop
 from peewee_frameworks.guarded import Atomic, Guarded, Savepoint, Transaction, _Marked
+from peewee_frameworks.run import refuse_coroutines
 from peewee_frameworks.state import display_name, guarded_class
 
 from .bridge import not_in_bridge, under_bridge
@@ -136,6 +137,7 @@ class AsyncGuarded(Guarded):
             self._release_idle()
 
     async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        refuse_coroutines(function)
         try:
             return await pwasyncio.greenlet_spawn(function, *args, **kwargs)
         finally:

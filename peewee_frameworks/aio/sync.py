@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import itertools
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,7 @@ import peewee
 
 from peewee_frameworks.background import background
 from peewee_frameworks.frame import current_frames, current_lineage
-from peewee_frameworks.run import Runner
+from peewee_frameworks.run import Runner, refuse_coroutines
 from peewee_frameworks.scope import Scope
 from peewee_frameworks.state import State, install
 
@@ -118,8 +119,10 @@ class _Unit:
 async def run(state: State, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
     """Call sync code on a thread, in the current unit of work, or in one of its own.
 
-    Raises: what the function raises; `PoolTimeout` if no place came free in time.
+    Raises: what the function raises; `PoolTimeout` if no place came free in time; `ConfigurationError` if it is a coroutine
+        function.
     """
+    refuse_coroutines(function)
     frames = current_frames.get()
     if frames is not None and frames.scope is not None and frames.has(state):
         scope = frames.scope
@@ -294,6 +297,18 @@ class AsyncIdiom:
     async def adrop_tables(self, *args: Any, **kwargs: Any) -> None:
         """Drop tables."""
         await self.run(self.drop_tables, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def after_commit(self, fn: Callable[[], Any]) -> Any:
+        """Have `fn` called after the COMMIT; see Peewee's `Database.after_commit`.
+
+        Raises: ValueError for a coroutine function, whose coroutine nobody would await.
+        """
+        if inspect.iscoroutinefunction(fn):
+            raise ValueError(
+                "after_commit() takes a plain function: nobody would await a coroutine. Give it a function that hands the work "
+                "to a task or a queue."
+            )
+        return super().after_commit(fn)  # type: ignore[misc]
 
     def aatomic(self, *args: Any, **kwargs: Any) -> Any:
         """Return what `atomic` returns, for ``async with``."""

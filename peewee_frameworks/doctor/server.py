@@ -113,22 +113,25 @@ def capacity(asked: Iterable[tuple[Case, Server]]) -> Iterator[Finding]:
                 needs[limit].append(case)
     told: set[tuple[str, ...]] = set()
     for limit, cases in sorted(needs.items(), key=lambda item: item[0].connections):
-        workers, size = cases[0].serving.workers, sum(case.pool.size or 0 for case in cases)
+        # Health checks have a connection of their own to each database.
+        beside = sum(case.runtime is not None and case.runtime.has_health for case in cases)
+        workers, size = cases[0].serving.workers, sum(case.pool.size or 0 for case in cases) + beside
         aliases = tuple(case.alias for case in cases)
         if workers * size <= limit.connections or aliases in told:
             continue
         told.add(aliases)  # the tightest limit says it all
-        fitting = limit.connections // workers // len(cases)
+        fitting = (limit.connections // workers - beside) // len(cases)
         sizes = " + ".join(f"{case.pool.size}" for case in cases)
+        health = f", and {beside} for health checks," if beside else ""
         yield Finding(
             "server-limit",
             "error",
-            f"{cases[0].serving.count} with {sizes} connections each may open {workers * size}, and the server allows "
+            f"{cases[0].serving.count} with {sizes} connections each{health} may open {workers * size}, and the server allows "
             f"{limit.connections} ({limit.what}).",
             "Under load the server refuses the connections above that, and requests fail although their own pool has "
             "room.",
             f"{cases[0].size_option}={fitting}" + (f" in each of {', '.join(aliases)}" if len(aliases) > 1 else "")
-            if fitting
+            if fitting > 0
             else "fewer workers, or a pooler such as pgbouncer in front of the server",
             aliases[0] if len(aliases) == 1 else None,
         )

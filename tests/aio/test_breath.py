@@ -15,9 +15,9 @@ from tests.aio.conftest import run
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time goes on by what the tasks say they take, and by nothing else."""
+    """Processor time goes on by what the tasks say they take, and by nothing else."""
     clock = types.SimpleNamespace(now=1.0)
-    monkeypatch.setattr(breath, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(breath, "time", types.SimpleNamespace(thread_time=lambda: clock.now))
     return clock
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 
 import peewee
 import pytest
+from playhouse.pwasyncio import MissingGreenletBridge
+from playhouse.shortcuts import model_to_dict
 
-from peewee_frameworks import ConcurrentUse, PoolTimeout, connection_scope, current_scope
+from peewee_frameworks import ConcurrentUse, ConfigurationError, PoolTimeout, connection_scope, current_scope
+from peewee_frameworks.aio import AsyncModel
 from peewee_frameworks.pool import PooledMySQLDatabase, PooledPostgresqlDatabase, PooledSqliteDatabase
+from peewee_frameworks.runtime import Runtime
 from peewee_frameworks.state import install
 from tests.aio.conftest import DRIVERS, Backend, run
 
@@ -310,6 +315,25 @@ def test_a_hundred_tasks_on_a_small_pool(db, models, play, scope):
     play(work)
 
 
+def test_run_refuses_what_is_asynchronous(db, models, play):
+    """It would make a coroutine, and run none of it; `orm.run` too."""
+    User, _ = models
+
+    async def asynchronous():
+        raise AssertionError("never")
+
+    async def generator():
+        yield
+
+    async def work():
+        for function in (asynchronous, functools.partial(asynchronous), generator, User.acreate):
+            for run_it in (db.run, Runtime(db).run):
+                with pytest.raises(ConfigurationError, match=r"is asynchronous.*`await \w+\(\.\.\.\)`"):
+                    await run_it(function)
+
+    play(work)
+
+
 def test_a_cancelled_call_leaves_nothing_open(db, models, play, backend):
     """All or nothing, and the next call works."""
     User, _ = models
@@ -342,3 +366,219 @@ def test_an_exhausted_pool_is_an_error_after_its_timeout(backend):
 
     install(db)
     run(main())
+
+
+# -- the rest of what Peewee's page on asyncio shows, in its order --------------------------------------------------------
+
+
+def test_the_example_at_the_top_of_peewees_page(db, models, play):
+    """One block around everything, rows as a result, as a list and one by one."""
+    User, _ = models
+
+    async def work():
+        async with db:
+            async with db.atomic():
+                user = await User.acreate(name="Charlie")
+            charlie = await User.aget(User.name == "Charlie")
+            assert charlie.id == user.id
+            charlie.name = "Charles"
+            await charlie.asave()
+            query = User.select().order_by(User.name)
+            assert [user.name for user in await query.clone().aexecute()] == ["Charles"]
+            assert [user.name for user in await db.list(query.clone())] == ["Charles"]
+            assert [user.name async for user in db.iterate(query.clone())] == ["Charles"]
+
+    play(work)
+
+
+def test_what_writes_return(db, models, play, backend):
+    """The key of an insert, the count of an update, the rows of RETURNING."""
+    User, _ = models
+
+    async def work():
+        key = await User.insert(name="huey").aexecute()
+        assert (await User.aget_by_id(key)).name == "huey"
+        assert await User.update(score=1).where(User.name == "huey").aexecute() == 1
+        if backend.place.kind != "mysql":  # Peewee has none there
+            deleted = User.delete().where(User.name == "huey").returning(User.name)
+            assert [user.name for user in await deleted.aexecute()] == ["huey"]
+            inserted = User.insert_many([{"name": "a"}, {"name": "b"}]).returning(User.name)
+            assert [user.name for user in await db.list(inserted)] == ["a", "b"]
+
+    play(work)
+
+
+def test_relations(db, models, play, backend):
+    """Back-references, joins, prefetch, a lazy foreign key."""
+    User, Tweet = models
+
+    async def work():
+        huey = await User.acreate(name="huey")
+        await Tweet.abulk_create([Tweet(user=huey, text=f"t{number}") for number in range(3)])
+        texts = ["t0", "t1", "t2"]
+        assert [tweet.text for tweet in await huey.tweets.order_by(Tweet.id).aexecute()] == texts
+        assert [tweet.text for tweet in await db.list(huey.tweets.order_by(Tweet.id))] == texts
+        assert [tweet.text for tweet in await db.run(list, huey.tweets.order_by(Tweet.id))] == texts
+        (found,) = await db.run(peewee.prefetch, User.select(), Tweet.select().order_by(Tweet.id))
+        assert [tweet.text for tweet in found.tweets] == texts
+        joined = await db.get(Tweet.select(Tweet, User).join(User).order_by(Tweet.id))
+        assert joined.user.name == "huey"
+        lazy = await db.get(Tweet.select().order_by(Tweet.id))
+        if not isinstance(backend, SyncBackend):  # a sync driver queries here, on the loop: the table of differences
+            with pytest.raises(MissingGreenletBridge, match="afetch"):
+                lazy.user  # noqa: B018 - it queries
+        assert await db.run(lambda: lazy.user.name) == "huey"
+        again = await db.get(Tweet.select().order_by(Tweet.id))
+        await again.afetch(Tweet.user)
+        assert again.user.name == "huey"
+        shown = await db.run(model_to_dict, huey, backrefs=True)
+        assert sorted(tweet["text"] for tweet in shown["tweets"]) == texts
+
+    play(work)
+
+
+def test_a_foreign_key_that_is_not_to_be_loaded_lazily(db, models, play):
+    User, _ = models
+
+    class Note(db.Model):
+        user = peewee.ForeignKeyField(User, lazy_load=False)
+
+    async def work():
+        huey = await User.acreate(name="huey")
+        with pytest.raises(ValueError, match="lazy_load=False"):
+            await Note(user=huey.id).afetch(Note.user)
+
+    play(work)
+
+
+def test_sync_code_with_transactions_in_run(db, models, play):
+    """A function as it stands in a sync application, `with db` and blocks of its own included."""
+    User, Tweet = models
+
+    def register(name, text):
+        with db, db.atomic():
+            user = User.create(name=name)
+            Tweet.create(user=user, text=text)
+            with db.atomic() as nested:
+                User.delete().where(User.name == "Bob").execute()
+                nested.rollback()
+            return user
+
+    async def work():
+        await User.acreate(name="Bob")
+        assert (await db.run(register, "zoe", "Python")).name == "zoe"
+        with pytest.raises(peewee.IntegrityError):
+            await db.run(register, "zoe", "twice")
+        assert await names(db, User) == ["Bob", "zoe"]
+        assert await db.count(Tweet.select()) == 1
+
+    play(work)
+
+
+def test_nested_blocks_that_take_back_what_they_did(db, models, play):
+    User, _ = models
+
+    async def work():
+        async with db.atomic():
+            await db.run(User.create, name="Alice")
+            await db.run(User.create, name="Bob")
+            async with db.atomic() as nested:
+                await db.aexecute(User.delete().where(User.name == "Bob"))
+                await nested.arollback()
+        assert await names(db, User) == ["Alice", "Bob"]
+
+    play(work)
+
+
+def test_transaction_and_savepoint_blocks(db, models, play):
+    """The two that `atomic` chooses from."""
+    User, _ = models
+
+    async def work():
+        async with db.transaction():
+            await User.acreate(name="a")
+            with contextlib.suppress(ZeroDivisionError):
+                async with db.savepoint():
+                    await User.acreate(name="b")
+                    raise ZeroDivisionError
+        assert await names(db, User) == ["a"]
+
+    play(work)
+
+
+def test_what_is_to_happen_after_the_commit(db, models, play):
+    """A plain callable; a coroutine function would never be awaited."""
+    User, _ = models
+    told = []
+
+    async def later():
+        raise AssertionError("never")
+
+    def with_callback():
+        db.after_commit(lambda: told.append("committed"))
+
+    async def work():
+        async with db.atomic():
+            await User.acreate(name="a")
+            await db.run(with_callback)
+            assert told == []
+        assert told == ["committed"]
+        with pytest.raises(ValueError, match="coroutine"):
+            await db.run(db.after_commit, later)
+
+    play(work)
+
+
+def test_connecting_and_closing_by_hand(db, models, play, scope, backend):
+    """Not in the middle of a transaction. Outside a unit of work a sync pool has nothing to keep the connection in."""
+    User, _ = models
+
+    async def work():
+        await db.aconnect()
+        assert db.is_closed() == (scope is contextlib.nullcontext and isinstance(backend, SyncBackend))
+        assert await names(db, User) == []
+        await db.aclose()
+        assert db.is_closed()
+        async with db.atomic():
+            await User.acreate(name="a")
+            with pytest.raises(peewee.OperationalError, match="transaction"):
+                await db.aclose()
+            await User.acreate(name="b")
+        assert await names(db, User) == ["a", "b"]
+
+    play(work)
+
+
+def test_one_query_object_in_several_tasks(db, models, play):
+    """Each has the right rows, if it has a clone."""
+    User, _ = models
+
+    async def work():
+        await User.abulk_create([User(name=name) for name in "abc"])
+        query = User.select().order_by(User.name)
+        for rows in await asyncio.gather(*(db.list(query.clone()) for _ in range(5))):
+            assert [user.name for user in rows] == ["a", "b", "c"]
+
+    play(work)
+
+
+def test_models_bound_to_a_proxy(db, play):
+    """`AsyncModel` as the base class, initialised later."""
+    proxy = peewee.DatabaseProxy()
+
+    class Thing(AsyncModel):
+        name = peewee.CharField()
+
+        class Meta:
+            database = proxy
+
+    proxy.initialize(db)
+
+    async def work():
+        await db.acreate_tables([Thing])
+        await Thing.acreate(name="a")
+        assert (await Thing.aget(Thing.name == "a")).name == "a"
+        assert [thing.name for thing in await Thing.select().aexecute()] == ["a"]
+        await db.adrop_tables([Thing])
+
+    play(work)

@@ -219,6 +219,16 @@ def test_databases_on_one_server_count_together(served: Place, sound: Callable[.
         assert finding.subject is None
 
 
+def test_health_checks_have_a_connection_beside_the_pool(served: Place, sound: Callable[..., Any]) -> None:
+    with bounded_user(served, 10) as login:
+        orm = Peewee(sound(served, max_connections=5, **login))
+        assert "server-limit" not in severities(orm, workers=2)
+        orm.app()
+        finding = found(look(orm, workers=2))["server-limit"]
+        assert finding.what.startswith("2 workers with 5 connections each, and 1 for health checks, may open 12, and ")
+        assert finding.change == "max_connections=4"
+
+
 def test_the_servers_own_limit(served: Place, sound: Callable[..., Any]) -> None:
     """Where no other is set: max_connections."""
     with closing(admin_connection(served.kind)) as connection, closing(connection.cursor()) as cursor:

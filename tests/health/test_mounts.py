@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBasic
 from fastapi.testclient import TestClient as FastAPIClient
 from flask import Flask, abort
+from playhouse.pwasyncio import AsyncSqliteDatabase
 from sanic import Sanic, text
 from sanic.exceptions import Unauthorized
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from starlette.testclient import TestClient
 from peewee_frameworks import fastapi, flask, sanic, starlette
 from peewee_frameworks.errors import ConfigurationError
 from peewee_frameworks.pool import PooledMySQLDatabase, PooledSqliteDatabase
-from tests.support.ports import HOST
+from tests.support.ports import HOST, reserved_port
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports websockets.legacy
@@ -53,6 +54,7 @@ class TestFlask:
         assert client.get("/db/ready").status_code == 503
         assert client.get("/elsewhere").status_code == 500
 
+    @pytest.mark.leaves_threads("asgiref keeps one thread, in which it runs async code for a thread that has no loop")
     def test_a_guard_may_be_async_and_may_abort(self, database):
         async def guard(request):
             if "Authorization" not in request.headers:
@@ -106,6 +108,19 @@ class TestStarlette:
             assert client.get("/db/live").status_code == 200
             assert client.get("/db/ready").status_code == 503
 
+    @pytest.mark.parametrize("transaction", [False, True])
+    def test_an_asynchronous_database_has_its_health_too(self, tmp_path, transaction):
+        database = AsyncSqliteDatabase(str(tmp_path / "shop.db"), pool_size=2)
+        orm = starlette.Peewee(database, transaction=transaction, connect="eager")
+        app = Starlette(routes=[Mount("/db", orm.app(guard=lambda _: True))], lifespan=orm.lifespan())
+        orm.init_app(app)
+        with TestClient(app) as client:
+            assert client.get("/db/ready?verbose").json()["databases"]["default"]["status"] == "ok"
+            pool = client.get("/db/status").json()["pools"]["default"]
+            assert (pool["used"], pool["max_connections"]) == (0, 2)
+        with TestClient(app) as client:  # in another loop
+            assert client.get("/db/ready").json() == {"status": "ok"}
+
 
 class TestFastAPI:
     @pytest.mark.parametrize("dependency", [True, False])
@@ -149,9 +164,10 @@ class TestSanic:
             del Sanic._app_registry[name]
 
     def ask(self, app, *paths):
-        client = ReusableClient(app)
-        with client:
-            return [client.get(path)[1] for path in paths]
+        with reserved_port() as port:
+            client = ReusableClient(app, port=port)
+            with client:
+                return [client.get(path)[1] for path in paths]
 
     def test_a_blueprint_installs_as_ever_and_has_endpoints_if_it_is_told_so(self, database, make_app):
         app = make_app("plain")

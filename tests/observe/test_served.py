@@ -59,7 +59,7 @@ def test_an_observed_application(serve, framework):
         assert json.loads(get(server, "/holders").text) == []
 
 
-@pytest.mark.parametrize("framework", SERVERS)
+@pytest.mark.parametrize("framework", ["flask", "sanic", "starlette"])
 def test_without_the_options_nothing_is_shown(serve, framework):
     """No header, no report; holders can be asked for all the same."""
     with serve(framework, kind="stock") as server:

@@ -2,13 +2,33 @@
 
 The manager looks every 0.1 s whether all workers are up. A SIGTERM in that time makes it wait for ever (25.12), and it
 does not say when it has passed.
+
+Later it compares notes with a process of its own, every 0.1 s too, and on SIGTERM its handler talks to that one in the middle
+of the other exchange: then the answers are mixed up and Sanic fails. So the signal waits for the end of it here.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import signal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MANAGER_READY = "Manager ready"
+
+
+def _undisturbed(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(method)
+    def call(self: Any) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        try:
+            return method(self)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return call
 
 
 def main() -> None:
@@ -23,6 +43,8 @@ def main() -> None:
         print(MANAGER_READY, flush=True)  # noqa: T201
 
     WorkerManager.wait_for_ack = wait_and_tell  # type: ignore[method-assign]
+    for name in ("_sync_states", "_cleanup_non_tracked_workers"):
+        setattr(WorkerManager, name, _undisturbed(getattr(WorkerManager, name)))
     sanic_main()
 
 

@@ -207,7 +207,7 @@ class Served:
             if self.place.kind == "sqlite":
                 # Descriptors. While another has the file in WAL mode, SQLite keeps a closed connection's for the next one; and
                 # one whose statement ran on after its request was open beside its replacement.
-                return len(sessions) > 2 * sum(stats["peak"] for stats in told)
+                return len(sessions) > 2 * POOL * len(told)
             return len(sessions) != sum(stats["idle"] for stats in told) or any(
                 session.in_transaction for session in sessions
             )
