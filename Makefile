@@ -10,7 +10,7 @@ JOBS ?= 3
 .PHONY: help demo screenshots test test-all contract lint types bench serve clean
 
 # What a newer Python can change, and what of it does not take long: no matrix of web servers.
-ELSEWHERE ?= tests/core tests/pool tests/aio $(wildcard tests/adapters/test_*.py) \
+ELSEWHERE ?= tests/core tests/pool tests/aio tests/observe $(wildcard tests/adapters/test_*.py) \
 	$(addprefix tests/gevent/test_,matrix.py kills.py storm.py)
 
 help:  ## List the targets

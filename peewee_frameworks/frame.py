@@ -381,6 +381,11 @@ class Frame:
             "put a statement that may fail into a block of its own, `with db.atomic():`."
         )
 
+    def leave_open(self) -> None:
+        """Leave the atomic request's transaction open to the end, which rolls it back; nothing can commit it any more."""
+        self.request_transaction = None
+        self.atomic = False
+
     # -- cursors --------------------------------------------------------------------------------------------------------
 
     def track(self, cursor: Any) -> None:

@@ -102,6 +102,11 @@ class _Slot:
         self.place = Place(scope, dock)
         self.turn = Queue(1)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is not done with a call of the scope, though its caller may be gone."""
+        return self.place.running
+
 
 class Runner:
     """The threads of one adapter. Made cheaply; the threads start with the first call, in the process that makes it."""

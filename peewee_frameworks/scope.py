@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .frame import Frame
+
+logger = logging.getLogger("peewee_frameworks.scope")
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
@@ -69,6 +72,8 @@ class Scope(Frames):
     """What it has queried, where an option asks for that; see queries.py."""
     thread = 0
     """The thread that opened it and is in it until its end, if nothing else tells who is; 0 where an event loop runs."""
+    task: weakref.ref[asyncio.Task[Any]] | None = None
+    """The task that opened it with ``async with``."""
     slot: Any = None
     """What `orm.run` keeps with the scope; see run.py."""
     label: str
@@ -147,15 +152,16 @@ class Scope(Frames):
         """Make this the current scope of the running context."""
         self._token = current_frames.set(self)
 
-    def exit(self) -> None:
-        """Make the scope before it current again."""
+    def exit(self) -> bool:
+        """Make the scope before it current again; return whether this is the context in which it was entered."""
         _open.pop(id(self), None)
         token, self._token = self._token, None
         if token is not None:
             try:
                 current_frames.reset(token)
             except ValueError:  # a generator may be closed in another context, where there is nothing to reset
-                return
+                return False
+        return True
 
     def set_atomic(self, states: Iterable[State] | None = None) -> None:
         """Wrap what follows in a transaction per database, begun when the database first connects.
@@ -187,6 +193,11 @@ class Scope(Frames):
         """
         failed = error
         self.atomic = False
+        if error is not None and getattr(self.slot, "busy", False):
+            # A call of `orm.run` whose caller was cancelled or timed out goes on. After a ROLLBACK its rest would be committed,
+            # statement by statement; so the transaction stays open, and `finish` rolls back all of it.
+            for frame in list(self.frames.values()):
+                frame.leave_open()
         for frame in list(self.frames.values()):
             try:
                 frame.end_request_transaction(failed)
@@ -334,10 +345,13 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
             scope.complete(exc)
         finally:
             scope.finish()
-            scope.exit()
+            _leave(scope, exc)
 
     async def __aenter__(self) -> Scope:
-        return self._open(self._label or _place("scope", inspect.currentframe()))
+        scope = self._open(self._label or _place("scope", inspect.currentframe()))
+        task = asyncio.current_task()
+        scope.task = None if task is None else weakref.ref(task)
+        return scope
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -347,7 +361,7 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
             await complete(scope, exc)
         finally:
             pending = scope.finish()
-            scope.exit()
+            _leave(scope, exc)
             # The next block may want the only connection of the pool; a cancel here loses nothing, they go on by themselves.
             for future in pending:
                 await asyncio.wrap_future(future)
@@ -386,6 +400,16 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
                 return function(*args, **kwargs)
 
         return call
+
+
+def _leave(scope: Scope, error: BaseException | None) -> None:
+    if not scope.exit() and error is None:
+        logger.warning(
+            "%s ended in another context than it began in, so what ran between did not see it. A sync generator that a "
+            "framework runs in threads (a dependency, a stream) cannot hold a scope open across its yields, nor can a fixture: "
+            "use an async generator, `transaction=`, or `Depends(orm.transaction)`.",
+            scope.label,
+        )
 
 
 def _place(what: str, frame: Any) -> str:

@@ -45,11 +45,19 @@ def take(frame: FrameType | None, limit: int = LIMIT) -> Stack:
 
 def take_awaiting(coroutine: object, limit: int = LIMIT) -> Stack:
     """Take the stack of a suspended coroutine, from the innermost that it awaits outward."""
-    chain = [(frame.f_code, frame.f_lasti, frame.f_globals.get("__name__", "")) for frame in _awaiting(coroutine)]
+    chain = [(frame.f_code, frame.f_lasti, frame.f_globals.get("__name__", "")) for frame in awaiting(coroutine)]
     return Stack(tuple(reversed(chain[-limit:])))
 
 
-def _awaiting(coroutine: object) -> Iterator[FrameType]:
+def outward(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield the calls of a thread, the innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def awaiting(coroutine: object) -> Iterator[FrameType]:
+    """Yield the calls of a suspended coroutine, the outermost first."""
     for _ in range(1000):  # a chain of awaits has an end; this one, whatever is in it
         for frame_name, next_name in (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await")):
             frame = getattr(coroutine, frame_name, None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .frame import current_frames
 from .pool.entries import snapshot
-from .stacks import Stack, take, take_awaiting
+from .stacks import Stack, awaiting, outward, take, take_awaiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -49,7 +49,10 @@ def locate(scopes: Iterable[Scope], *, greenlets: bool = False) -> dict[Scope, P
     found = _assign(wanted, ((_scope_of_thread(frame), _placing(ident, frame)) for ident, frame in threads.items()))
     found |= _assign(wanted - found.keys(), _suspended(greenlets=greenlets))
     for scope in wanted - found.keys():
-        if scope.thread in threads:
+        task = None if scope.task is None else scope.task()
+        if task is not None and not task.done():
+            found[scope] = of_task(task)
+        elif scope.thread in threads:
             found[scope] = _place_of_thread(scope.thread, threads[scope.thread])
     return found
 
@@ -72,7 +75,11 @@ def _assign(wanted: Collection[Scope], inhabitants: Iterable[_Inhabitant]) -> di
 def _suspended(*, greenlets: bool) -> Iterator[_Inhabitant]:
     """Yield the scope that each task and greenlet is in, and what tells where that is."""
     for task in _tasks():
-        yield _scope_in(_context_of(task)), functools.partial(of_task, task)
+        context = _context_of(task)
+        scope = (
+            _scope_in(context) if context is not None else _scope_of_calls(reversed(list(awaiting(task.get_coro()))))
+        )
+        yield scope, functools.partial(of_task, task)
     if greenlets:
         for greenlet in _greenlets():
             yield _scope_in(greenlet.gr_context), functools.partial(of_greenlet, greenlet)
@@ -124,7 +131,7 @@ def _scope_in(context: Any) -> Scope | None:
 def _context_of(task: Any) -> Any:
     if hasattr(task, "get_context"):  # Python 3.12
         return task.get_context()
-    # Before that, what it waits for knows in which context to wake it.
+    # Before that, what it waits for knows in which context to wake it; once that has happened, nobody does.
     for callback, context in getattr(getattr(task, "_fut_waiter", None), "_callbacks", None) or ():
         if getattr(callback, "__self__", None) is task:
             return context
@@ -164,7 +171,12 @@ _TELLING = {
 
 
 def _scope_of_thread(frame: FrameType | None) -> Scope | None:
-    while frame is not None:
+    return _scope_of_calls(outward(frame))
+
+
+def _scope_of_calls(calls: Iterable[FrameType]) -> Scope | None:
+    """Return the scope that the first of the calls tells of that can: the innermost, as they come."""
+    for frame in calls:
         told = _TELLING.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
         if told is not None:
             name, scope_of = told
@@ -172,7 +184,6 @@ def _scope_of_thread(frame: FrameType | None) -> Scope | None:
             scope: Scope | None = None if value is None else scope_of(value)  # type: ignore[no-untyped-call]
             if scope is not None:
                 return scope
-        frame = frame.f_back
     return None
 
 

@@ -185,6 +185,9 @@ class Health:
         seconds = round(outcome.seconds, 6)
         if stats is not None and stats.closed:
             return Database("unavailable", seconds, "The pool is closed.")
+        if outcome.refused is not None:
+            reason = f"It answers, but opens no further connection: {self._redacted(alias, outcome.refused)}"
+            return Database("degraded", seconds, reason)
         if stats is not None and stats.suspended:
             return Database("degraded", seconds, "The pool is suspended.")
         if stats is not None and stats.max_connections and (stats.used or 0) >= stats.max_connections:

@@ -1,8 +1,9 @@
 """Ask a database whether it answers, within a time limit and beside its pool.
 
 A probe has a connection of its own: one from the pool would be taken from requests, and would wait behind them just when the
-answer matters. A database is asked once at a time, and whoever asks meanwhile shares the answer. A server that accepts and
-stays silent costs one thread, whose connection is cut when the time is over.
+answer matters. (Only where the server refuses to open it, and nobody waits, it borrows an idle one.) A database is asked
+once at a time, and whoever asks meanwhile shares the answer. A server that accepts and stays silent costs one thread, whose
+connection is cut when the time is over.
 """
 
 from __future__ import annotations
@@ -43,10 +44,15 @@ _inherited: list[Any] = []
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a probe ended: `error` is None if the database answered, `seconds` what that took."""
+    """How a probe ended.
+
+    `error` is None if the database answered, `seconds` what that took. `refused` is why it could not be asked on a connection
+    of its own, although it answers on those that are open.
+    """
 
     seconds: float
     error: BaseException | None = None
+    refused: BaseException | None = None
 
 
 class NoAnswer(Exception):
@@ -61,9 +67,10 @@ class _Run:
         self.started = time.monotonic()
         self.conn: Any = None
         self.struck = False
+        self.refused: BaseException | None = None
 
     def finish(self, error: BaseException | None) -> None:
-        self.future.set_result(Outcome(time.monotonic() - self.started, error))
+        self.future.set_result(Outcome(time.monotonic() - self.started, error, self.refused))
 
 
 class Probe:
@@ -161,7 +168,13 @@ class Probe:
                     raise
             else:
                 return
-        conn = open_beside(database, timeout)
+        try:
+            conn = open_beside(database, timeout)
+        except Exception as error:
+            if run.struck or not self._answers_in_pool(run, database, timeout):
+                raise
+            run.refused = error
+            return
         if run.struck:  # the connect has taken all the time there was; the next probe begins with what it brought
             self._keep(run, conn)
             raise _late()
@@ -177,6 +190,27 @@ class Probe:
             raise
         self._detach(run)
         self._keep(run, conn)
+
+    def _answers_in_pool(self, run: _Run, database: Any, timeout: float) -> bool:
+        """Ask on an idle connection of our pool, if nobody waits for one: a server that is full up still serves those."""
+        pool = getattr(database, "pool", None)
+        if pool is None or pool.stats().waiting:
+            return False
+        conn = pool.try_acquire()
+        if conn is None:
+            return False
+        run.conn = conn
+        try:
+            _question(conn, timeout)
+        except BaseException as error:
+            self._detach(run)
+            pool.discard(conn, "it did not answer a health check")
+            if not isinstance(error, Exception):
+                raise
+            return False
+        self._detach(run)
+        pool.release(conn)
+        return True
 
     def _detach(self, run: _Run) -> None:
         with self._lock:

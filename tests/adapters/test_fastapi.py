@@ -6,6 +6,7 @@ What all frameworks have in common is in contract/, what FastAPI has from Starle
 import asyncio
 import contextlib
 import json
+import threading
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -595,6 +596,66 @@ def test_80_sync_endpoints_against_40_threads(served):
     """As many as wait for a thread hold no connection meanwhile."""
     results = hammer(served.url, [f"/two/{n}" for n in range(80)], concurrency=80, deadline=50)
     assert statuses(results) == {200: 80}
+
+
+@pytest.mark.parametrize("how", ["dependency", "option"])
+def test_a_unit_of_work_whose_deadline_passes_is_not_committed_by_halves(database, how):
+    """Its caller is gone and the request answers, while its thread goes on to the next statement."""
+    shop = Shop(database, transaction=how == "option")
+    app, go_on, done = shop.app(), threading.Event(), threading.Event()
+
+    def unit():
+        shop.Item.create(name="first half")
+        assert go_on.wait(10)
+        try:
+            shop.Item.create(name="second half")
+        finally:
+            done.set()
+
+    @app.exception_handler(TimeoutError)
+    async def late(request, error):
+        go_on.set()
+        await asyncio.to_thread(done.wait, 10)
+        return Response("late", 504)
+
+    @app.get("/", dependencies=[Depends(shop.orm.transaction)] if how == "dependency" else [])
+    async def endpoint():
+        async with asyncio.timeout(0.5):
+            await shop.orm.run(unit)
+
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 504
+        eventually(lambda: not shop.database._in_use)
+        assert shop.names() == []
+    assert shop.everything_is_back()
+
+
+def test_a_failed_statement_that_was_caught_is_no_success_on_postgres(make_place):
+    """PostgreSQL keeps nothing of the transaction, and answers COMMIT without an error."""
+    database = make_place("postgres").make_database()
+    shop = Shop(database)
+    app = shop.app()
+
+    @app.get("/{scope}", dependencies=[Depends(shop.orm.transaction)])
+    def default(scope: str):
+        return swallow()
+
+    @app.get("/function/{scope}", dependencies=[Depends(shop.orm.transaction, scope="function")])
+    def function(scope: str):
+        return swallow()
+
+    def swallow():
+        shop.Item.create(name="same")
+        with contextlib.suppress(peewee.IntegrityError):
+            shop.Item.create(name="same")
+        return "stored"
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/x").status_code == 500
+        assert client.get("/function/x").status_code == 500
+        assert shop.names() == []
+    assert shop.everything_is_back()
+    database.close_all()
 
 
 @pytest.mark.parametrize("where", ["query", "transaction"])

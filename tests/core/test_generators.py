@@ -210,3 +210,23 @@ def test_a_scope_in_a_dropped_generator_gives_its_connection_back(lite):
         gc.collect()
         assert in_use(lite) == 1
         assert current_frames.get().scope is scope
+
+
+def test_a_scope_that_a_generator_takes_into_another_context_says_so(db, note, caplog):
+    """As a sync dependency or stream is run by a framework: a copy of the context for each step."""
+
+    def stream():
+        with connection_scope(db, transaction=True, label="a stream"):
+            note.create(text="in the scope")
+            yield
+            note.select().count()  # in none
+
+    steps = stream()
+    contextvars.copy_context().run(next, steps)
+    with connection_scope(db), pytest.raises(StopIteration):
+        contextvars.copy_context().run(next, steps)
+    assert "a stream ended in another context than it began in" in caplog.text
+    caplog.clear()
+    with connection_scope(db, label="at home"):
+        note.select().count()
+    assert not caplog.records

@@ -81,6 +81,18 @@ def test_a_silent_server_makes_it_unavailable_and_says_why_to_those_who_may_know
         proxy.cut()
 
 
+@SERVERS
+def test_a_server_that_answers_but_opens_no_further_connection_makes_it_degraded(place, proxy):
+    database = make_database(place.via(*proxy.address))
+    with health_of(database) as health:
+        with database.connection_context():
+            database.execute_sql("SELECT 1")
+        proxy.refuse()
+        found = health.readiness()
+        assert found.status == "degraded"
+        assert "opens no further connection" in found.databases["default"].reason
+
+
 def test_the_worst_database_decides_and_the_others_are_asked_all_the_same(lite, tmp_path):
     other = PooledSqliteDatabase(str(tmp_path / "nowhere" / "other.db"))
     orm = Extension({"default": lite, "other": other}, check="off")

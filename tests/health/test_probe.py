@@ -138,6 +138,23 @@ def test_a_server_that_refuses_is_told_from_one_that_is_silent(place, proxy, pro
 
 
 @SERVERS
+def test_a_server_that_is_full_up_is_asked_on_an_idle_connection_if_nobody_wants_it(place, proxy, probing):
+    database = make_database(place.via(*proxy.address))
+    probe = probing(database)
+    with database.connection_context():
+        database.execute_sql("SELECT 1")
+    proxy.refuse()
+    outcome = ask(probe)
+    assert outcome.error is None
+    assert outcome.refused is not None
+    assert (database.pool.stats().used, database.pool.stats().idle) == (0, 1)
+    with all_held(database, 1):
+        assert ask(probe).error is not None
+    proxy.restore()
+    assert ask(probe).refused is None
+
+
+@SERVERS
 def test_a_forked_child_leaves_the_parents_connection_alone(place, probing):
     probe = probing(make_database(place))
     ask(probe)

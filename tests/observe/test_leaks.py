@@ -19,7 +19,9 @@ from playhouse.pwasyncio import AsyncSqliteDatabase
 
 from peewee_frameworks import ConfigurationError, connection_scope
 from peewee_frameworks.aio.psycopg import AsyncPsycopgDatabase
+from peewee_frameworks.asgi import ScopeMiddleware
 from peewee_frameworks.extension import Extension
+from peewee_frameworks.holders import places_of, uses_of
 from peewee_frameworks.pool import PooledSqliteDatabase
 from tests.core.helpers import Gate, start
 from tests.support.concurrency import eventually
@@ -155,6 +157,39 @@ def test_tasks_are_told_apart(async_db):
             done.set()
         await async_db.close_pool()
         assert orm.holders() == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["block", "request"])
+def test_a_task_that_is_about_to_run_is_found(db, kind):
+    """What it waited for has happened, and it has not had its turn yet."""
+    orm = Extension(db)
+    reached, going = asyncio.Event(), asyncio.Event()
+
+    async def wait_in_scope(*_: Any) -> None:
+        db.execute_sql("SELECT 1")
+        reached.set()
+        await going.wait()
+
+    async def work() -> None:
+        if kind == "request":
+            app = ScopeMiddleware(wait_in_scope, orm.runtime)
+            await app({"type": "http", "method": "GET", "path": "/"}, None, None)
+        else:
+            async with connection_scope(db):
+                await wait_in_scope()
+
+    async def main() -> None:
+        task = asyncio.create_task(work(), name="worker")
+        await reached.wait()
+        going.set()
+        (use,) = uses_of(orm.runtime.states[0]).values()
+        place = places_of([use])[id(use.conn)]
+        assert place.owner == "task 'worker'"
+        assert "in wait_in_scope\n" in str(place.stack)
+        del use
+        await task
 
     asyncio.run(main())
 
@@ -345,6 +380,7 @@ def test_somebody_who_took_a_connection_by_hand_is_reported_and_recorded_the_nex
         db.pool.release(conn)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # on Python 3.13 sqlite3 complains of what is meant here
 def test_a_suspect_that_is_collected_is_no_leak_of_ours(tmp_path, caplog):
     """The watch refers to no frame: an abandoned scope is collected, and its connection with it."""
     import gc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import logging
 import re
 from contextlib import closing
@@ -45,6 +46,7 @@ class Call:
         return {key.value for key in self.extra.keys} if isinstance(self.extra, ast.Dict) else None
 
 
+@functools.cache
 def calls() -> list[Call]:
     found = []
     for path in PACKAGE.rglob("*.py"):
