@@ -57,6 +57,15 @@ class AsyncSavepoint(pwasyncio._async_transaction_helper, Savepoint):
             except Exception:
                 if not frame.broken:
                     raise
+            except BaseException:
+                _spoil(frame)
+                raise
+
+
+def _spoil(frame: Any) -> None:
+    """Give up the connection of a block whose rollback was cancelled, be it while it waited for its turn."""
+    if isinstance(frame, AsyncFrame):
+        frame.spoil("a rollback was cancelled")
 
 
 class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):
@@ -88,6 +97,9 @@ class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):
         except Exception:
             if begin or frame.conn is not None:
                 raise
+        except BaseException:
+            _spoil(frame)
+            raise
 
     async def _alone(self, work: Callable[..., Any], *args: Any, whole: bool = False) -> Any:
         frame = self.db._state.record()
@@ -216,6 +228,9 @@ class AsyncGuarded(Guarded):
             logger.debug(
                 "%s: the connection was lost at a rollback.", self._state.name, exc_info=True, extra=self._state._told
             )
+        except BaseException:
+            _spoil(frame)
+            raise
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
         return AsyncAtomic(self, *args, **kwargs)
