@@ -9,7 +9,7 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads the endpoi
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from . import NAMES, Health, wants_guard
-from .starlette import as_response, make_endpoint, make_health, mark, respond
+from .starlette import as_response, make_endpoint, make_health, mark, refusal_of, respond
 
 if TYPE_CHECKING:
     from peewee_frameworks.extension import Extension
@@ -41,8 +41,7 @@ def _guarded(health: Health, name: str, guard: params.Depends) -> Endpoint:
         return await respond(health, name, request)
 
     async def guarded_endpoint(request: Request, allowed: Any = guard) -> Response:
-        if allowed is False:
-            return as_response(health.refused(guarded=True))
-        return await respond(health, name, request)
+        refusal = refusal_of(health, allowed is None or allowed)  # a dependency that lets in need not say so
+        return refusal or await respond(health, name, request)
 
     return mark(guarded_endpoint if wants_guard(name, ()) else endpoint)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, current_app, request
+from werkzeug.wrappers import Response as WSGIResponse
 
 from . import EVENTS_HEADERS, NAMES, Answer, Health, wants_guard
 
@@ -40,8 +42,8 @@ def make_blueprint(
 
 def _make_view(health: Health, name: str, guard: Guard | None, streams: threading.Semaphore) -> Callable[[], Response]:
     def view() -> Response:
-        if wants_guard(name, request.args) and not (guard and current_app.ensure_sync(guard)(request)):
-            return _respond(health.refused(guarded=guard is not None))
+        if wants_guard(name, request.args) and (refusal := _refusal(health, guard)) is not None:
+            return refusal
         if name != "events":
             return _respond(health.answer(name, request.args))
         # A worker with one thread would serve nothing else meanwhile.
@@ -51,6 +53,22 @@ def _make_view(health: Health, name: str, guard: Guard | None, streams: threadin
 
     setattr(view, MARK, True)
     return view
+
+
+def _refusal(health: Health, guard: Guard | None) -> Response | None:
+    """Return what those get whom the guard does not let in; None for the others."""
+    if guard is None:
+        return _respond(health.refused(guarded=False))
+    allowed = current_app.ensure_sync(guard)(request)
+    if inspect.isawaitable(allowed):  # of what does not look like a coroutine function: a lambda, an object
+        allowed = current_app.async_to_sync(_wait)(allowed)
+    if isinstance(allowed, (WSGIResponse, tuple)):  # as in `before_request`, a response is a refusal: 401, to the login
+        return current_app.make_response(allowed)
+    return None if allowed else _respond(health.refused(guarded=True))
+
+
+async def _wait(allowed: Awaitable[Any]) -> Any:
+    return await allowed
 
 
 def _respond(answer: Answer) -> Response:
