@@ -103,13 +103,18 @@ class _Unit:
     def __init__(self, state: State, label: str) -> None:
         frames = current_frames.get()
         scope = frames.scope if frames is not None and frames.has(state) else None
-        self._own = scope is None
+        self.own = scope is None
         self.scope = Scope([state], label) if scope is None else scope
-        if self._own:
+        if self.own:
             self.scope.enter()
 
+    def leave(self) -> None:
+        """Leave it, and its end to somebody else."""
+        if self.own:
+            self.scope.exit()
+
     async def end(self) -> None:
-        if self._own:
+        if self.own:
             pending = self.scope.finish()
             self.scope.exit()
             for future in pending:
@@ -150,13 +155,20 @@ async def enter_block(block: Any) -> Any:
     unit = _Unit(state, "an `async with` block")
     _units.set((*_units.get(), (block, unit)))
 
-    def enter() -> tuple[Any, Any]:
-        return block.__enter__(), current_lineage.get()
+    given_up = False
+
+    def enter() -> tuple[Any, Any] | None:
+        result = block.__enter__()
+        if given_up:  # here, before what the caller goes on with
+            _cancel(block)
+            return None
+        return result, current_lineage.get()
 
     entering = asyncio.ensure_future(_runner(state).run(unit.scope, enter))
     try:
         result, mark = await asyncio.shield(entering)
     except BaseException as error:
+        given_up = True
         if isinstance(error, asyncio.CancelledError) and not entering.cancelled():
             _background(_undo(block, unit, state, entering))
             _forget(block)
@@ -168,18 +180,44 @@ async def enter_block(block: Any) -> Any:
 
 
 async def exit_block(block: Any, *exc_info: Any) -> Any:
-    """Do what ``with block`` does at its end."""
+    """Do what ``with block`` does at its end.
+
+    It comes though the caller is cancelled: what follows would be part of a block that nobody ends, and be rolled back.
+    """
     unit = _pop(block)
+    outcome = exc_info
+
+    def leave() -> Any:
+        try:
+            return block.__exit__(*outcome)
+        finally:
+            if unit.scope.idles:
+                unit.scope.release_early()
+
+    ending = asyncio.ensure_future(_runner(install(block.db)).run(unit.scope, leave))
     try:
-        run = _runner(install(block.db)).run
-        if unit.scope.idles:
-            return await run(unit.scope, _complete_and_release, unit.scope, block.__exit__, exc_info, {})
-        return await run(unit.scope, block.__exit__, *exc_info)
+        return await asyncio.shield(ending)
+    except asyncio.CancelledError as error:
+        if outcome[0] is None:
+            outcome = (type(error), error, None)  # no COMMIT that has not begun
+        raise
     finally:
         mark = current_lineage.get()
         if mark is not None and mark.closed:
             current_lineage.set(mark.outer)
-        await unit.end()
+        if ending.done():
+            await unit.end()
+        else:
+            _background(_finish_after(ending, unit))
+            unit.leave()
+
+
+async def _finish_after(ending: asyncio.Future[Any], unit: _Unit) -> None:
+    try:
+        await asyncio.wait([ending])
+    finally:
+        if unit.own:
+            unit.scope.finish()
 
 
 async def call_block(block: Any, name: str) -> Any:
@@ -190,15 +228,20 @@ async def call_block(block: Any, name: str) -> Any:
 async def _undo(block: Any, unit: _Unit, state: State, entering: asyncio.Future[Any]) -> None:
     """Roll back a block whose begin was cancelled, but went on in its thread."""
     try:
-        _, mark = await entering
-        current_lineage.set(mark)
-        error = asyncio.CancelledError()
-        await _runner(state).run(unit.scope, block.__exit__, type(error), error, None)
+        entered = await entering
+        if entered is not None:  # it had begun at the very moment
+            current_lineage.set(entered[1])
+            await _runner(state).run(unit.scope, _cancel, block)
     except Exception:  # noqa: BLE001 - it did not begin, or the scope has ended and rolled back
         return
     finally:
-        if unit._own:
+        if unit.own:
             unit.scope.finish()
+
+
+def _cancel(block: Any) -> None:
+    error = asyncio.CancelledError()
+    block.__exit__(type(error), error, None)
 
 
 def _background(work: Any) -> None:
@@ -217,9 +260,7 @@ def _pop(block: object) -> _Unit:
 
 
 def _forget(block: object) -> None:
-    unit = _pop(block)
-    if unit._own:
-        unit.scope.exit()
+    _pop(block).leave()
 
 
 # -- the database --------------------------------------------------------------------------------------------------------
