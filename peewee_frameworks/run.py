@@ -65,6 +65,15 @@ class Queue:
             return True
         return False
 
+    def when_free(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, now or later on the loop, when it has a place."""
+        if self.enter_now():
+            callback()
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        waiter.add_done_callback(lambda _: callback())
+
     def leave(self) -> None:
         """Give the place to the next in line."""
         while self._waiters:
@@ -127,10 +136,18 @@ class Runner:
         self._crew = Crew(threads, "peewee-run")
         self._docks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Dock] = weakref.WeakKeyDictionary()
 
-    async def run(self, scope: Scope, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+    async def run(
+        self,
+        scope: Scope,
+        function: Callable[..., _Result],
+        *args: Any,
+        undo: Callable[[], None] | None = None,
+        **kwargs: Any,
+    ) -> _Result:
         """Call `function` on a thread, in `scope`, with a copy of the caller's context.
 
-        A cancelled caller returns at once; the call itself goes on, and the next call of the scope waits for its end.
+        A cancelled caller returns at once; the call itself goes on, and the next call of the scope waits for its end. With
+        `undo`, this is called after it, before what the caller goes on with; here and now if the call never begins.
 
         Raises: what the function raises; `PoolTimeout` if the scope was not admitted in time.
         """
@@ -143,8 +160,13 @@ class Runner:
                 raise self._no_turn(scope, "in an event loop of its own")
             slot = scope.slot = _Slot(scope, self._dock(), slot)
         turn, dock = slot.turn, slot.place.dock
-        if not turn.enter_now() and not await turn.enter(self.timeout if inside else None):
-            raise self._no_turn(scope, f"which had not ended after {self.timeout:g} s")
+        try:
+            if not turn.enter_now() and not await turn.enter(self.timeout if inside else None):
+                raise self._no_turn(scope, f"which had not ended after {self.timeout:g} s")
+        except asyncio.CancelledError:
+            if undo is not None:
+                undo()
+            raise
         try:
             work = functools.partial(_call, _Running(slot), function, args, kwargs)
             call = Call(slot.place, contextvars.copy_context(), work, turn.leave)
@@ -160,8 +182,14 @@ class Runner:
         except GeneratorExit:  # perhaps from the garbage collector, which may come while this thread has the lock
             dock.withdraw_later(call)
             raise
-        except BaseException:
-            dock.withdraw(call)  # if it has not begun
+        except BaseException as error:
+            withdrawn = dock.withdraw(call)  # if it has not begun
+            if undo is not None and isinstance(error, asyncio.CancelledError):
+                if withdrawn:
+                    undo()
+                else:
+                    after = Call(slot.place, contextvars.copy_context(), undo, turn.leave)
+                    turn.when_free(functools.partial(dock.start, after))
             raise
         finally:
             if timer is not None:

@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import inspect
 import itertools
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import peewee
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 _Result = TypeVar("_Result")
+
+logger = logging.getLogger("peewee_frameworks.scope")
 
 _DEFAULT_THREADS = 32
 _DEFAULT_TIMEOUT = 30.0
@@ -146,7 +149,7 @@ async def run(state: State, function: Callable[..., _Result], *args: Any, **kwar
 
 # The units that blocks have opened. A block object may be entered several times, so each entry is noted with its context.
 _units: contextvars.ContextVar[tuple[tuple[object, _Unit], ...]] = contextvars.ContextVar("peewee_units", default=())
-_undoing: set[asyncio.Task[Any]] = set()
+_ending: set[asyncio.Task[Any]] = set()
 
 
 async def enter_block(block: Any) -> Any:
@@ -155,27 +158,36 @@ async def enter_block(block: Any) -> Any:
     unit = _Unit(state, "an `async with` block")
     _units.set((*_units.get(), (block, unit)))
 
-    given_up = False
+    marks: list[Any] = []
 
-    def enter() -> tuple[Any, Any] | None:
+    def enter() -> Any:
         result = block.__enter__()
-        if given_up:  # here, before what the caller goes on with
-            _cancel(block)
-            return None
-        return result, current_lineage.get()
+        marks.append(current_lineage.get())
+        return result
 
-    entering = asyncio.ensure_future(_runner(state).run(unit.scope, enter))
+    def undo() -> None:
+        try:
+            if marks:  # it went on in its thread
+                current_lineage.set(marks[0])
+                error = asyncio.CancelledError()
+                block.__exit__(type(error), error, None)
+        except Exception:
+            logger.debug(
+                "%s: a block whose begin was cancelled is undone by its scope's end.", state.name, exc_info=True
+            )
+        finally:
+            if unit.own:
+                unit.scope.finish()
+
     try:
-        result, mark = await asyncio.shield(entering)
-    except BaseException as error:
-        given_up = True
-        if isinstance(error, asyncio.CancelledError) and not entering.cancelled():
-            _background(_undo(block, unit, state, entering))
-            _forget(block)
-        else:
-            await _pop(block).end()
+        result = await _runner(state).run(unit.scope, enter, undo=undo)
+    except asyncio.CancelledError:
+        _pop(block).leave()
         raise
-    current_lineage.set(mark)  # set on the thread, in a copy of this context
+    except BaseException:
+        await _pop(block).end()
+        raise
+    current_lineage.set(marks[0])  # set on the thread, in a copy of this context
     return result
 
 
@@ -225,29 +237,10 @@ async def call_block(block: Any, name: str) -> Any:
     return await run(install(block.db), getattr(block, name))
 
 
-async def _undo(block: Any, unit: _Unit, state: State, entering: asyncio.Future[Any]) -> None:
-    """Roll back a block whose begin was cancelled, but went on in its thread."""
-    try:
-        entered = await entering
-        if entered is not None:  # it had begun at the very moment
-            current_lineage.set(entered[1])
-            await _runner(state).run(unit.scope, _cancel, block)
-    except Exception:  # noqa: BLE001 - it did not begin, or the scope has ended and rolled back
-        return
-    finally:
-        if unit.own:
-            unit.scope.finish()
-
-
-def _cancel(block: Any) -> None:
-    error = asyncio.CancelledError()
-    block.__exit__(type(error), error, None)
-
-
 def _background(work: Any) -> None:
     task = asyncio.ensure_future(work)
-    _undoing.add(task)
-    task.add_done_callback(_undoing.discard)
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
 
 
 def _pop(block: object) -> _Unit:
@@ -257,10 +250,6 @@ def _pop(block: object) -> _Unit:
             _units.set(entries[:index] + entries[index + 1 :])
             return entries[index][1]
     raise RuntimeError("the `async with` block ends in another task than it began in")
-
-
-def _forget(block: object) -> None:
-    _pop(block).leave()
 
 
 # -- the database --------------------------------------------------------------------------------------------------------
