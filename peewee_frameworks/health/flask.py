@@ -11,6 +11,7 @@ from flask import Blueprint, Response, current_app, request
 from werkzeug.wrappers import Response as WSGIResponse
 
 from . import EVENTS_HEADERS, NAMES, Answer, Health, wants_guard
+from .serving import threads_of_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,10 @@ Guard = Callable[["Request"], Any]
 MARK = "_peewee_frameworks_health"
 
 MOST_STREAMS = 4
-"""Streams of events that one process serves at a time: each keeps a thread. Pages beyond that ask once a second instead."""
+"""Streams of events that one process serves at a time: each keeps a thread. Pages beyond that ask once a second instead.
+
+Under gunicorn, which says how many threads there are, no more than half of them: probes and requests need some, too.
+"""
 
 
 def make_blueprint(
@@ -34,20 +38,20 @@ def make_blueprint(
     health = Health(orm, timeout)
     orm.runtime.has_health = True
     blueprint = Blueprint(name, __name__, **options)
-    streams = threading.Semaphore(MOST_STREAMS)  # nobody ever waits for it, so a patch that comes later does not matter
+    streams = _Streams()
     for each in NAMES:
         blueprint.add_url_rule(f"/{each}", each or "page", _make_view(health, each, guard, streams))
     return blueprint
 
 
-def _make_view(health: Health, name: str, guard: Guard | None, streams: threading.Semaphore) -> Callable[[], Response]:
+def _make_view(health: Health, name: str, guard: Guard | None, streams: _Streams) -> Callable[[], Response]:
     def view() -> Response:
         if wants_guard(name, request.args) and (refusal := _refusal(health, guard)) is not None:
             return refusal
         if name != "events":
             return _respond(health.answer(name, request.args))
         # A worker with one thread would serve nothing else meanwhile.
-        if not request.environ.get("wsgi.multithread") or not streams.acquire(blocking=False):
+        if not request.environ.get("wsgi.multithread") or not streams.enter():
             return Response(status=204)  # which tells the page to ask by itself
         return Response(_Events(health.events(request.headers.get("Last-Event-ID")), streams), headers=EVENTS_HEADERS)
 
@@ -75,12 +79,35 @@ def _respond(answer: Answer) -> Response:
     return Response(answer.body, answer.status, answer.headers, content_type=answer.content_type)
 
 
+class _Streams:
+    """The places for streams in this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # held for a moment only, so a patch that comes later does not matter
+        self._open = 0
+
+    def enter(self) -> bool:
+        """Take a place if there is one; return whether there was."""
+        threads = threads_of_server()
+        most = MOST_STREAMS if threads is None else min(MOST_STREAMS, threads // 2)
+        with self._lock:
+            if self._open >= most:
+                return False
+            self._open += 1
+            return True
+
+    def leave(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._open -= 1
+
+
 class _Events:
     """A stream that gives its place back when it ends, though it was never begun."""
 
-    def __init__(self, events: Iterator[bytes], streams: threading.Semaphore) -> None:
+    def __init__(self, events: Iterator[bytes], streams: _Streams) -> None:
         self._events = events
-        self._streams: threading.Semaphore | None = streams
+        self._streams: _Streams | None = streams
 
     def __iter__(self) -> Iterator[bytes]:
         return self._events
@@ -88,4 +115,4 @@ class _Events:
     def close(self) -> None:
         streams, self._streams = self._streams, None
         if streams is not None:
-            streams.release()
+            streams.leave()
