@@ -419,6 +419,7 @@ def _leave(scope: Scope, error: BaseException | None) -> None:
             "framework runs in threads (a dependency, a stream) cannot hold a scope open across its yields, nor can a fixture: "
             "use an async generator, `transaction=`, or `Depends(orm.transaction)`.",
             scope.label,
+            extra={"request": scope.label},
         )
 
 

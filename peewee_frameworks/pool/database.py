@@ -12,6 +12,7 @@ import playhouse.pool as playhouse_pool
 from peewee_frameworks.aio.sync import AsyncIdiom
 from peewee_frameworks.drivers import is_broken_off
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.state import State
 
 from .drivers import pymysql_connection_class
 from .options import OPTION_NAMES, PoolOptions
@@ -215,6 +216,8 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
     def close_all(self) -> None:
         """Close all connections, those in use by others included. The pool stays open; for the end see `Pool.close`."""
         self.close()
+        if isinstance(self._state, State):
+            self._state.reap()  # a thread that has ended uses nothing any more
         self._pool.close_idle("close_all()")
         self._pool.close_held()
 

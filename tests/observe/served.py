@@ -22,6 +22,7 @@ from peewee_frameworks.wsgi import PeeweeMiddleware as WSGIMiddleware
 
 KINDS: dict[str, Any] = {"ours": PooledSqliteDatabase, "stock": Stock}
 NOTES = 4
+SECRET = "".join(("sec", "ret"))  # noqa: FLY002 - in two, because reports show lines of the source
 DEADLINE = 20.0
 
 
@@ -54,7 +55,7 @@ class Work:
             self.database.create_tables([self.Note])
             if not self.Note.select().count():
                 for number in range(NOTES):
-                    self.Note.create(text=f"secret {number}")
+                    self.Note.create(text=f"{SECRET} {number}")
         self.database.close_idle()  # the first request is to wait for a connect
 
     def notes(self) -> str:
