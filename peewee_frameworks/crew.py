@@ -109,7 +109,7 @@ class Place:
     @property
     def is_idle(self) -> bool:
         """Whether another scope may have it."""
-        return self.admitted and not self.running and not self._scope.connected
+        return self.admitted and not self.running and not self._scope.holding
 
     def _connection_released(self) -> None:
         """Runs on whichever thread gave the connection back."""

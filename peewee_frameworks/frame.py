@@ -205,6 +205,7 @@ class Frame:
         "on_release",
         "pinned",
         "request_transaction",
+        "returning",
         "savepoints",
         "since",
         "stack",
@@ -220,6 +221,7 @@ class Frame:
         self.atomic = False
         self.request_transaction: Any = None
         self.on_release: Callable[[], None] | None = None
+        self.returning = False  # its connection is on its way back, and still counts where it goes
         # Since when it is connected, monotonic, and where that was: set where no pool notes it, left unset elsewhere.
         self.since: float
         self.stack: Any
@@ -460,6 +462,7 @@ class Frame:
             if self._depth:  # by this very thread: a signal handler, or the garbage collector, inside a statement
                 return None
             conn, dirty = self.conn, list(self.transactions)
+            self.returning = conn is not None
             self.conn, self.closed = None, True
         finally:
             self._release()
@@ -487,6 +490,7 @@ class Frame:
         return self._give_back(conn, rollback=bool(dirty), cursors=live)
 
     def _give_back(self, conn: Any, **options: Any) -> Future[None] | None:
+        self.returning = True
         pending = self.state.give_back(conn, **options)
         if pending is None:
             self._released()
@@ -505,6 +509,7 @@ class Frame:
         try:
             if self._depth:
                 return
+            self.returning = self.conn is not None
             conn, self.conn, self.closed = self.conn, None, True
         finally:
             self._release()
@@ -528,6 +533,7 @@ class Frame:
         return {"database": self.state.name, "request": self.label}
 
     def _released(self) -> None:
+        self.returning = False
         if self.on_release is not None:
             try:
                 self.on_release()
