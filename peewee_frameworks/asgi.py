@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .http import Problem, problem_for
 from .queries import times_of
 from .runtime import Runtime
-from .scope import Scope
+from .scope import Scope, printable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
@@ -48,7 +48,7 @@ class _Work(Scope):
     def label(self) -> str:  # type: ignore[override]
         """What messages call it."""
         kind = f"request {self.asgi['method']}" if self.asgi["type"] == "http" else "websocket"
-        return f"{kind} {self.asgi['path']}"
+        return f"{kind} {printable(self.asgi['path'])}"
 
 
 class ScopeMiddleware:

@@ -293,13 +293,16 @@ def split_url(url: str) -> SplitResult:
     """Return the parts of a database URL.
 
     Raises: `ConfigurationError` for one that is malformed. A password with a ``/`` in it makes a part of it the port, and
-        Python's message would quote it: so neither that message nor the chain to it.
+        Python's message would quote it: so neither that message nor the chain to it. If that part is a number, the rest would be
+        the database's name, which stands in messages and metrics.
     """
     parts: SplitResult | None
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - it is parsed when it is asked for
     except ValueError:
+        parts = None
+    if parts is not None and parts.netloc and "@" in parts.path:
         parts = None
     scheme, separator, _ = url.partition(":")
     if parts is None or (separator and not url.startswith("://", len(scheme))):

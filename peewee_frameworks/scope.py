@@ -13,6 +13,7 @@ import inspect
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from urllib.parse import quote
 
 import peewee
 
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("peewee_frameworks.scope")
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
+
+
+def printable(path: str) -> str:
+    """Return a request's path for a label: whoever sends a line break or a terminal's colours does not write them into a log."""
+    if path.isprintable():
+        return path
+    return "".join(each if each.isprintable() else quote(each, errors="surrogatepass") for each in path)
 
 
 # The scopes of `connection_scope` and of jobs, by `id()`; those of requests are in `Runtime.live`. Weakly: a scope that nobody

@@ -166,6 +166,7 @@ _TELLING = {
     ("asyncio.events", "_run"): ("self", lambda handle: _scope_in(handle._context)),
     ("concurrent.futures.thread", "run"): ("self", lambda item: _scope_in(_bound_context(getattr(item, "fn", None)))),
     ("threading", "run"): ("self", lambda thread: _scope_in(_bound_context(getattr(thread, "_target", None)))),
+    ("peewee_frameworks.crew", "run"): ("self", lambda call: _scope_in(call._context)),
     ("anyio._backends._asyncio", "run"): ("context", _scope_in),
 }
 

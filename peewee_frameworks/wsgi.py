@@ -14,7 +14,7 @@ from .frame import current_frames
 from .http import problem_for
 from .queries import times_of
 from .runtime import Runtime
-from .scope import Scope, current_scope
+from .scope import Scope, current_scope, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -119,7 +119,8 @@ class _Work(Scope):
     @property
     def label(self) -> str:  # type: ignore[override]
         """What messages call it."""
-        return f"request {self.environ.get('REQUEST_METHOD', '')} {_path(self.environ)}"
+        path = _path(self.environ).encode("latin-1", "replace").decode("utf-8", "replace")  # as PEP 3333 has it
+        return f"request {self.environ.get('REQUEST_METHOD', '')} {printable(path)}"
 
 
 class _Response:

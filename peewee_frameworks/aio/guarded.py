@@ -183,8 +183,11 @@ class AsyncGuarded(Guarded):
         try:
             conn = await self._connected(frame)
             breath = self._state.keeper.breath
-            if breath.is_due():
+            # Not inside a transaction: others may be waiting for its locks.
+            if not frame.transactions and frame.lineage is None and breath.is_due():
                 await breath.draw()
+                if frame.final:  # the scope has ended meanwhile
+                    raise frame.ended()
                 conn = await self._connected(frame)  # it may have been lost meanwhile
             with wrapping_errors:
                 return await frame.attempt(conn, conn.execute(sql, params))

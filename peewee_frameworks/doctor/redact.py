@@ -45,6 +45,7 @@ def _known(databases: Iterable[Any]) -> set[str]:
         params = getattr(database, "connect_params", {})
         found += [dict.get(params, name) for name in _PARAMETERS]
         found += [_password_of(text) for text in (database.database, params.get("dsn"), params.get("conninfo"))]
+        found.append(_password_of(f"//{params.get('host')}"))  # a login that was meant for a URL
     spellings = {spelled for secret in found if isinstance(secret, str) for spelled in _spellings(secret)}
     return {secret for secret in spellings if len(secret) >= _SHORTEST}
 

@@ -8,13 +8,15 @@ from fastapi import APIRouter, params
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the endpoints' annotations
 from starlette.responses import Response  # noqa: TC002 - as above
 
-from . import NAMES, Health, wants_guard
-from .starlette import as_response, make_endpoint, make_health, mark, respond
+from . import NAMES, Answer, Health, wants_guard
+from .starlette import as_response, make_endpoint, make_health, mark, refusal_of, respond
 
 if TYPE_CHECKING:
     from peewee_frameworks.extension import Extension
 
     from .starlette import Endpoint, Guard
+
+_NOT_VERBOSE = b'{"detail": "With Depends(...) as the guard, ?verbose tells nobody anything: ask /status, which tells the same."}'
 
 
 def make_router(
@@ -36,13 +38,12 @@ def _guarded(health: Health, name: str, guard: params.Depends) -> Endpoint:
     """Make the endpoint of that name, with a dependency where there is more than one word to see."""
 
     async def endpoint(request: Request) -> Response:
-        if wants_guard(name, request.query_params):  # "verbose": for that there is `status`
-            return as_response(health.refused(guarded=True))
+        if wants_guard(name, request.query_params):  # "verbose": dependencies are resolved for all requests, or for none
+            return as_response(Answer(403, _NOT_VERBOSE))
         return await respond(health, name, request)
 
     async def guarded_endpoint(request: Request, allowed: Any = guard) -> Response:
-        if allowed is False:
-            return as_response(health.refused(guarded=True))
-        return await respond(health, name, request)
+        refusal = refusal_of(health, allowed is None or allowed)  # a dependency that lets in need not say so
+        return refusal or await respond(health, name, request)
 
     return mark(guarded_endpoint if wants_guard(name, ()) else endpoint)

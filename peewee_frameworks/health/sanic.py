@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sanic import HTTPResponse, Request
+from sanic.response import BaseHTTPResponse
 
 from . import EVENTS_HEADERS, NAMES, Answer, Health, wants_guard
 
@@ -45,10 +46,10 @@ def add_routes(blueprint: Blueprint, orm: Extension, guard: Guard | None, timeou
 
 
 def _make_handler(health: Health, name: str, guard: Guard | None) -> Callable[[Request], Any]:
-    async def handler(request: Request) -> HTTPResponse | None:
+    async def handler(request: Request) -> BaseHTTPResponse | None:
         query = dict(request.get_query_args(keep_blank_values=True))  # "?verbose" has no value
-        if wants_guard(name, query) and not await _allows(guard, request):
-            return _respond(health.refused(guarded=guard is not None))
+        if wants_guard(name, query) and (refusal := await _refusal(health, guard, request)) is not None:
+            return refusal
         if name != "events":
             return _respond(await health.answer_async(name, query))
         stream: Any = request.stream
@@ -68,8 +69,13 @@ def _respond(answer: Answer) -> HTTPResponse:
     return HTTPResponse(answer.body, answer.status, answer.headers, answer.content_type)
 
 
-async def _allows(guard: Guard | None, request: Request) -> bool:
+async def _refusal(health: Health, guard: Guard | None, request: Request) -> BaseHTTPResponse | None:
+    """Return what those get whom the guard does not let in; None for the others."""
     if guard is None:
-        return False
+        return _respond(health.refused(guarded=False))
     allowed = guard(request)
-    return bool(await allowed if inspect.isawaitable(allowed) else allowed)
+    if inspect.isawaitable(allowed):
+        allowed = await allowed
+    if isinstance(allowed, BaseHTTPResponse):  # as in middleware, a response is a refusal: 401, to the login
+        return allowed
+    return None if allowed else _respond(health.refused(guarded=True))

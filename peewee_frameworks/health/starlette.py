@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from peewee_frameworks.extension import Extension
 
-Guard = Callable[[Request], bool | Awaitable[bool]]
+Guard = Callable[[Request], Any]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _MARK = "_peewee_frameworks_health"
@@ -40,8 +40,13 @@ def make_endpoint(health: Health, name: str, guard: Guard | None) -> Endpoint:
     """Make the endpoint of that name."""
 
     async def endpoint(request: Request) -> Response:
-        if wants_guard(name, request.query_params) and not await _allows(guard, request):
-            return as_response(health.refused(guarded=guard is not None))
+        if wants_guard(name, request.query_params):
+            if guard is None:
+                return as_response(health.refused(guarded=False))
+            allowed = guard(request)
+            refusal = refusal_of(health, await allowed if inspect.isawaitable(allowed) else allowed)
+            if refusal is not None:
+                return refusal
         return await respond(health, name, request)
 
     return mark(endpoint)
@@ -67,11 +72,11 @@ def as_response(answer: Answer) -> Response:
     return Response(answer.body, answer.status, {**answer.headers, "Content-Type": answer.content_type})
 
 
-async def _allows(guard: Guard | None, request: Request) -> bool:
-    if guard is None:
-        return False
-    allowed = guard(request)
-    return bool(await allowed if inspect.isawaitable(allowed) else allowed)
+def refusal_of(health: Health, allowed: Any) -> Response | None:
+    """Return what those get whom the guard does not let in; None for the others."""
+    if isinstance(allowed, Response):  # a response is a refusal: 401, to the login
+        return allowed
+    return None if allowed else as_response(health.refused(guarded=True))
 
 
 def is_for_it(scope: Scope, flatten: Callable[[Iterable[Any]], Iterator[Any]]) -> bool:

@@ -36,6 +36,7 @@ def test_what_looks_like_a_password(text: str, shown: str) -> None:
         peewee.PostgresqlDatabase("postgresql://shop:open%2F%40sesame@db/shop"),
         peewee.PostgresqlDatabase("shop", conninfo="host=db password='open/@sesame'"),
         peewee.PostgresqlDatabase("host=db password=open/@sesame dbname=shop"),
+        peewee.MySQLDatabase("shop", host="shop:open%2F%40sesame@db"),
     ],
 )
 def test_the_passwords_of_a_database(database: Any) -> None:

@@ -116,6 +116,7 @@ def test_a_url(shop: Project) -> None:
             "mysqll://root:opensesame@db/shop",
             "mysqll://db/shop: The database URL mysqll://db/shop has the unknown scheme",
         ),
+        ("mysql://root:12/34@db/shop", "mysql://db/shop: The database URL mysql://… is malformed"),
         ("mysql://root:open/sesame@db/shop", "mysql://db/shop: The database URL mysql://… is malformed"),
         ("mysql:/root:opensesame@db/shop", "This is no target"),
         ("mysql://root:opensesame@db", "mysql://db: The database URL mysql://db does not work"),

@@ -276,8 +276,21 @@ def test_they_end_when_the_server_stops(framework, tmp_path):
         assert len(list(events)) < 5
 
 
-def test_a_worker_with_one_thread_does_not_stream(tmp_path):
-    with serve("flask", f"sqlite+pool:///{tmp_path / 'shop.db'}", worker="sync") as process:
+@pytest.mark.parametrize(("threads", "most"), [(4, 2), (3, 1)])
+def test_watchers_leave_a_worker_half_of_its_threads(tmp_path, threads, most):
+    with (
+        serve("flask", f"sqlite+pool:///{tmp_path / 'shop.db'}", threads=threads) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        heads = [stack.enter_context(listening(process))[0] for _ in range(threads)]
+        assert sorted(head.status for head in heads) == [200] * most + [204] * (threads - most)
+        with process.client() as client:
+            assert client.get("/db/live").status == 200
+
+
+@pytest.mark.parametrize("worker", [{"worker": "sync"}, {"worker": "gthread", "threads": 1}])
+def test_a_worker_with_one_thread_does_not_stream(tmp_path, worker):
+    with serve("flask", f"sqlite+pool:///{tmp_path / 'shop.db'}", **worker) as process:
         with listening(process) as (head, _):
             assert head.status == 204
         with process.client() as client:

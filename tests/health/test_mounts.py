@@ -7,12 +7,13 @@ import pytest
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBasic
 from fastapi.testclient import TestClient as FastAPIClient
-from flask import Flask, abort
+from flask import Flask, Response, abort
 from playhouse.pwasyncio import AsyncSqliteDatabase
 from sanic import Sanic, text
 from sanic.exceptions import Unauthorized
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
@@ -67,6 +68,23 @@ class TestFlask:
         assert client.get("/db/status", auth=("ada", "")).json["pools"]["default"]["used"] == 0
         assert client.get("/db/ready").json == {"status": "ok"}
 
+    @pytest.mark.leaves_threads("asgiref keeps one thread, in which it runs async code for a thread that has no loop")
+    def test_an_async_guard_that_does_not_look_like_one_is_awaited(self, database):
+        async def refuses(request):
+            return False
+
+        class Refuses:
+            async def __call__(self, request):
+                return False
+
+        for guard in (lambda request: refuses(request), Refuses()):
+            assert self.client(database, guard=guard).get("/db/status").status_code == 403
+
+    @pytest.mark.parametrize("refusal", [("Who are you?", 401), Response("Who are you?", 401)])
+    def test_a_guard_that_returns_a_response_has_refused(self, database, refusal):
+        answer = self.client(database, guard=lambda request: refusal).get("/db/status")
+        assert (answer.status_code, answer.text) == (401, "Who are you?")
+
     def test_blueprints_of_several_databases_have_names(self, database, tmp_path):
         app = Flask(__name__)
         other = PooledSqliteDatabase(str(tmp_path / "other.db"))
@@ -100,6 +118,13 @@ class TestStarlette:
         app = Starlette(routes=[Mount("/db", orm.app(guard=lambda request: None))], lifespan=orm.lifespan())
         with TestClient(app) as client:
             assert client.get("/db/").status_code == 403
+
+    def test_a_guard_that_returns_a_response_has_refused(self, database):
+        orm = starlette.Peewee(database)
+        guard = lambda request: RedirectResponse("/login")  # noqa: E731
+        app = Starlette(routes=[Mount("/db", orm.app(guard=guard))], lifespan=orm.lifespan())
+        with TestClient(app, follow_redirects=False) as client:
+            assert client.get("/db/status").headers["location"] == "/login"
 
     def test_it_is_not_ready_where_a_database_is_missing_at_start(self, absent):
         orm = starlette.Peewee(absent, check="warn")
@@ -143,6 +168,16 @@ class TestFastAPI:
             assert client.get("/db/status", auth=("ada", "ada")).json()["pools"]["default"]["used"] == 0
             assert client.get("/db/ready").json() == {"status": "ok"}
             assert "/db/status" not in client.get("/openapi.json").json()["paths"]
+
+    @pytest.mark.parametrize(
+        ("told", "status"), [(None, 200), ("ada", 200), (0, 403), (RedirectResponse("/login"), 307)]
+    )
+    def test_a_dependency_lets_in_whom_it_does_not_refuse(self, database, told, status):
+        orm = fastapi.Peewee(database)
+        app = FastAPI(lifespan=orm.lifespan())
+        app.include_router(orm.router(prefix="/db", guard=Depends(lambda: told)))
+        with FastAPIClient(app, follow_redirects=False) as client:
+            assert client.get("/db/status").status_code == status
 
     def test_a_routers_own_dependencies_hold_for_all_of_it(self, database):
         def refuse():
@@ -199,6 +234,12 @@ class TestSanic:
         app = make_app("guarded")
         app.blueprint(sanic.Peewee(database).blueprint("db", url_prefix="/db", guard=guard))
         assert [answer.status for answer in self.ask(app, "/db/", "/db/live")] == [401, 200]
+
+    def test_a_guard_that_returns_a_response_has_refused(self, database, make_app):
+        app = make_app("redirecting")
+        guard = lambda request: text("Who are you?", 401)  # noqa: E731
+        app.blueprint(sanic.Peewee(database).blueprint("db", url_prefix="/db", guard=guard))
+        assert [(answer.status, answer.text) for answer in self.ask(app, "/db/status")] == [(401, "Who are you?")]
 
     def test_a_guard_of_nothing_is_refused(self, database):
         with pytest.raises(ConfigurationError, match="contradict"):

@@ -23,6 +23,8 @@ from peewee_frameworks.asgi import ScopeMiddleware
 from peewee_frameworks.extension import Extension
 from peewee_frameworks.holders import places_of, uses_of
 from peewee_frameworks.pool import PooledSqliteDatabase
+from peewee_frameworks.scope import current_scope
+from peewee_frameworks.wsgi import ScopeMiddleware as WSGIScope
 from tests.core.helpers import Gate, start
 from tests.support.concurrency import eventually
 
@@ -220,6 +222,54 @@ def test_a_thread_that_runs_in_a_scope_of_another_is_found_by_its_context(db, ki
             await task
 
     asyncio.run(main())
+
+
+def test_a_thread_of_orm_run_is_found(db):
+    """The task only waits for it."""
+    orm, gate = Extension(db), Gate()
+
+    def query() -> None:
+        db.execute_sql("SELECT 1")
+        gate()
+
+    async def main() -> None:
+        async with orm.scope("job"):
+            task = asyncio.create_task(orm.run(query))
+            await asyncio.to_thread(gate.wait)
+            (holder,) = orm.holders()
+            (use,) = uses_of(orm.runtime.states[0]).values()
+            place = places_of([use])[id(use.conn)]
+            gate.open()
+            await task
+        assert holder.owner is not None
+        assert holder.owner.startswith("thread 'peewee-run")
+        assert "in query\n" in str(place.stack)
+
+    asyncio.run(main())
+    orm.runtime.stop()
+
+
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+def test_a_path_writes_no_lines_of_its_own_into_a_log(db, kind):
+    orm = Extension(db)
+    path = "/käse\nCRITICAL forged \x1b[31m"
+    told = []
+
+    def wsgi(environ: Any, start_response: Any) -> list[bytes]:
+        told.append(current_scope().label)
+        start_response("200 OK", [])
+        return []
+
+    async def asgi(*_: Any) -> None:
+        told.append(current_scope().label)
+
+    if kind == "wsgi":
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path.encode().decode("latin-1")}
+        for _ in WSGIScope(wsgi, orm.runtime)(environ, lambda *_: None):
+            pass
+    else:
+        asyncio.run(ScopeMiddleware(asgi, orm.runtime)({"type": "http", "method": "GET", "path": path}, None, None))
+    assert told == ["request GET /käse%0ACRITICAL forged %1B[31m"]
 
 
 # -- leaks ----------------------------------------------------------------------------------------------------------------
@@ -456,6 +506,8 @@ import gevent, gevent.event
 from peewee_frameworks import connection_scope
 from peewee_frameworks.extension import Extension
 from peewee_frameworks.pool import PooledSqliteDatabase
+from peewee_frameworks.scope import current_scope
+from peewee_frameworks.wsgi import ScopeMiddleware as WSGIScope
 told, done = gevent.event.Event(), gevent.event.Event()
 class Told(logging.Handler):
     def emit(self, record):
