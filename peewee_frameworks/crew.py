@@ -40,6 +40,8 @@ class Call:
 
     __slots__ = ("_call", "_context", "_ended", "error", "place", "result", "stage", "waiter")
 
+    place: Place
+
     def __init__(
         self, place: Place, context: contextvars.Context, call: Callable[[], Any], ended: Callable[[], None]
     ) -> None:
@@ -91,6 +93,10 @@ class Place:
     """A scope's place among those that may run or hold a connection: its own from its first call until it holds none."""
 
     __slots__ = ("_before", "_scope", "admitted", "dock", "running")
+
+    dock: Dock
+    admitted: bool
+    running: bool
 
     def __init__(self, scope: Scope, dock: Dock, before: Place | None = None) -> None:
         self._scope = scope

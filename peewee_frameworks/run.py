@@ -107,6 +107,8 @@ class _Slot:
 
     __slots__ = ("place", "turn")
 
+    place: Place
+
     def __init__(self, scope: Scope, dock: Dock, before: _Slot | None) -> None:
         self.place = Place(scope, dock, before.place if before is not None else None)
         self.turn = Queue(1)
