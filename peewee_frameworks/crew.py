@@ -40,6 +40,8 @@ class Call:
 
     __slots__ = ("_call", "_context", "_ended", "error", "place", "result", "stage", "waiter")
 
+    place: Place
+
     def __init__(
         self, place: Place, context: contextvars.Context, call: Callable[[], Any], ended: Callable[[], None]
     ) -> None:
@@ -92,6 +94,10 @@ class Place:
 
     __slots__ = ("_before", "_scope", "admitted", "dock", "running")
 
+    dock: Dock
+    admitted: bool
+    running: bool
+
     def __init__(self, scope: Scope, dock: Dock, before: Place | None = None) -> None:
         self._scope = scope
         # The scope's place in the loop it was in before, where others may wait for it.
@@ -109,7 +115,7 @@ class Place:
     @property
     def is_idle(self) -> bool:
         """Whether another scope may have it."""
-        return self.admitted and not self.running and not self._scope.connected
+        return self.admitted and not self.running and not self._scope.holding
 
     def _connection_released(self) -> None:
         """Runs on whichever thread gave the connection back."""

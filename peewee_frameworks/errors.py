@@ -70,7 +70,10 @@ class ScopeEnded(ScopeError):
 
 
 class TransactionLost(ScopeError, peewee.OperationalError):
-    """The connection of an open transaction was lost, or a statement of it cancelled; all of it is rolled back."""
+    """The connection of an open transaction was lost, or a statement of it cancelled; all of it is rolled back.
+
+    Also for what was started inside a block and goes on after it was rolled back.
+    """
 
 
 class DatabaseUnavailable(PeeweeFrameworksError, peewee.OperationalError):

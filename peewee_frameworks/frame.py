@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import peewee
 
 from .drivers import transaction_has_failed, transaction_is_open, unread_cursors
-from .errors import ConcurrentUse, ScopeEnded, ScopeError
+from .errors import ConcurrentUse, ScopeEnded, ScopeError, TransactionLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,15 +77,17 @@ def in_greenlet() -> bool:
 class Lineage:
     """Marks the contexts that come from inside one transaction block.
 
-    `outer` is the mark this context carried before; `below` is the mark of the block around, on the same frame.
+    `outer` is the mark this context carried before; `below` is the mark of the block around, on the same frame. `undone` is
+    that frame if the block was rolled back: what was started inside and goes on must not write there by itself.
     """
 
-    __slots__ = ("below", "closed", "outer")
+    __slots__ = ("below", "closed", "outer", "undone")
 
     def __init__(self, outer: Lineage | None, below: Lineage | None) -> None:
-        self.outer = _first_open(outer)  # or a long-lived context would chain every block it ever saw
+        self.outer = _first_that_counts(outer)  # or a long-lived context would chain every block it ever saw
         self.below = below
         self.closed = False
+        self.undone: Frame | None = None
 
 
 current_lineage: contextvars.ContextVar[Lineage | None] = contextvars.ContextVar(
@@ -93,8 +95,8 @@ current_lineage: contextvars.ContextVar[Lineage | None] = contextvars.ContextVar
 )
 
 
-def _first_open(mark: Lineage | None) -> Lineage | None:
-    while mark is not None and mark.closed:
+def _first_that_counts(mark: Lineage | None) -> Lineage | None:
+    while mark is not None and mark.closed and mark.undone is None:
         mark = mark.outer
     return mark
 
@@ -205,11 +207,13 @@ class Frame:
         "on_release",
         "pinned",
         "request_transaction",
+        "returning",
         "savepoints",
         "since",
         "stack",
         "state",
         "transactions",
+        "undone",
     )
 
     def __init__(self, state: State, label: str) -> None:
@@ -220,6 +224,8 @@ class Frame:
         self.atomic = False
         self.request_transaction: Any = None
         self.on_release: Callable[[], None] | None = None
+        self.undone = False  # whether a block was rolled back that something may have been started in
+        self.returning = False  # its connection is on its way back, and still counts where it goes
         # Since when it is connected, monotonic, and where that was: set where no pool notes it, left unset elsewhere.
         self.since: float
         self.stack: Any
@@ -266,10 +272,14 @@ class Frame:
         # A query hook or an SQLite function that queries is the same user, not a second one: the lock is reentrant.
         if not self._acquire(False):
             self._wait_for_housekeeping()
-        if not self._depth and (self.final or (self.lineage is not None and not inherits(self.lineage))):
+        if not self._depth and (self.final or self.undone or (self.lineage is not None and not inherits(self.lineage))):
+            refusal = None if self.final else self._refusal()
+            if refusal is None and not self.final:
+                self._depth += 1
+                return
             self._release()
-            if not self.final:
-                raise self._intrusion()
+            if refusal is not None:
+                raise refusal
             self._end()  # `finish` may have found the lock taken by us
             raise self.ended()
         self._depth += 1
@@ -292,9 +302,24 @@ class Frame:
         raise self._overlap()
 
     def check_lineage(self) -> None:
-        """Raise `ConcurrentUse` if a transaction is open that the caller's code does not come from."""
+        """Raise `ConcurrentUse` if a transaction is open that the caller's code does not come from.
+
+        And `TransactionLost` if it comes from one that was rolled back.
+        """
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+
+    def _refusal(self) -> ConcurrentUse | TransactionLost | None:
         if self.lineage is not None and not inherits(self.lineage):
-            raise self._intrusion()
+            return self._intrusion()
+        if self.undone:
+            mark = current_lineage.get()
+            while mark is not None:
+                if mark.undone is self:
+                    return self._outlived()
+                mark = mark.outer
+        return None
 
     def mark(self) -> Lineage:
         """Refuse, until `unmark`, all code that is not started from here."""
@@ -302,15 +327,22 @@ class Frame:
         current_lineage.set(mark)
         return mark
 
-    def unmark(self, mark: Lineage) -> None:
-        """End what `mark` began; blocks may end in another order than they began in."""
+    def unmark(self, mark: Lineage, *, undone: bool = False) -> None:
+        """End what `mark` began; blocks may end in another order than they began in.
+
+        Args:
+            mark: what `mark` returned.
+            undone: whether the block was rolled back.
+        """
         mark.closed = True
+        if undone:
+            mark.undone, self.undone = self, True
         lineage = self.lineage
         while lineage is not None and lineage.closed:
             lineage = lineage.below
         self.lineage = lineage
         if current_lineage.get() is mark:
-            current_lineage.set(_first_open(mark.outer))
+            current_lineage.set(_first_that_counts(mark.outer))
 
     def _overlap(self) -> ConcurrentUse:
         return ConcurrentUse(
@@ -324,6 +356,13 @@ class Frame:
             f"{self.state.name}: another task or thread of {self.label} has a transaction open on this connection, and "
             "this code was not started from inside it; the statement would become part of somebody else's transaction. "
             "Start the child inside the `atomic()` block, wait for the block to end, or open `connection_scope(db)` here."
+        )
+
+    def _outlived(self) -> TransactionLost:
+        return TransactionLost(
+            f"{self.state.name}: this code was started inside a transaction of {self.label} that was rolled back meanwhile; "
+            "the statement would be committed by itself. Let the block wait for what it starts (asyncio.TaskGroup does, "
+            "gather does not when one of its parts fails), or open `connection_scope(db)` in a task that is to outlive it."
         )
 
     def ended(self) -> ScopeEnded:
@@ -460,6 +499,7 @@ class Frame:
             if self._depth:  # by this very thread: a signal handler, or the garbage collector, inside a statement
                 return None
             conn, dirty = self.conn, list(self.transactions)
+            self.returning = conn is not None
             self.conn, self.closed = None, True
         finally:
             self._release()
@@ -487,6 +527,7 @@ class Frame:
         return self._give_back(conn, rollback=bool(dirty), cursors=live)
 
     def _give_back(self, conn: Any, **options: Any) -> Future[None] | None:
+        self.returning = True
         pending = self.state.give_back(conn, **options)
         if pending is None:
             self._released()
@@ -505,6 +546,7 @@ class Frame:
         try:
             if self._depth:
                 return
+            self.returning = self.conn is not None
             conn, self.conn, self.closed = self.conn, None, True
         finally:
             self._release()
@@ -528,6 +570,7 @@ class Frame:
         return {"database": self.state.name, "request": self.label}
 
     def _released(self) -> None:
+        self.returning = False
         if self.on_release is not None:
             try:
                 self.on_release()

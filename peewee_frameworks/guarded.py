@@ -107,7 +107,7 @@ class _Block:
             raise
         finally:
             if mark is not None:
-                frame.unmark(mark)
+                frame.unmark(mark, undone=bool(exc_info) and exc_info[0] is not None)
 
     def _could_not_end(self, frame: Frame) -> None:
         """Do what is to be done when somebody else was using the connection at the end of the block."""

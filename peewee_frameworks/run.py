@@ -107,6 +107,8 @@ class _Slot:
 
     __slots__ = ("place", "turn")
 
+    place: Place
+
     def __init__(self, scope: Scope, dock: Dock, before: _Slot | None) -> None:
         self.place = Place(scope, dock, before.place if before is not None else None)
         self.turn = Queue(1)
@@ -151,22 +153,13 @@ class Runner:
 
         Raises: what the function raises; `PoolTimeout` if the scope was not admitted in time.
         """
-        slot: _Slot | None = scope.slot
-        around = _inside.get()
-        # Whoever waits inside a call for another call of its scope would wait for ever: the turn is his own.
-        inside = slot is not None and around is not None and around.slot is slot and not around.ended
-        if slot is None or not slot.is_here():
-            if inside:
-                raise self._no_turn(scope, "in an event loop of its own")
-            slot = scope.slot = _Slot(scope, self._dock(), slot)
-        turn, dock = slot.turn, slot.place.dock
         try:
-            if not turn.enter_now() and not await turn.enter(self.timeout if inside else None):
-                raise self._no_turn(scope, f"which had not ended after {self.timeout:g} s")
+            slot = await self._turn(scope)
         except asyncio.CancelledError:
             if undo is not None:
                 undo()
             raise
+        turn, dock = slot.turn, slot.place.dock
         try:
             work = functools.partial(_call, _Running(slot), function, args, kwargs)
             call = Call(slot.place, contextvars.copy_context(), work, turn.leave)
@@ -185,16 +178,35 @@ class Runner:
         except BaseException as error:
             withdrawn = dock.withdraw(call)  # if it has not begun
             if undo is not None and isinstance(error, asyncio.CancelledError):
-                if withdrawn:
-                    undo()
-                else:
-                    after = Call(slot.place, contextvars.copy_context(), undo, turn.leave)
-                    turn.when_free(functools.partial(dock.start, after))
+                self._undo(slot, undo, withdrawn)
             raise
         finally:
             if timer is not None:
                 timer.cancel()
         return result
+
+    async def _turn(self, scope: Scope) -> _Slot:
+        """Wait until the scope's calls before this one have ended."""
+        slot: _Slot | None = scope.slot
+        around = _inside.get()
+        # Whoever waits inside a call for another call of its scope would wait for ever: the turn is his own.
+        inside = slot is not None and around is not None and around.slot is slot and not around.ended
+        if slot is None or not slot.is_here():
+            if inside:
+                raise self._no_turn(scope, "in an event loop of its own")
+            slot = scope.slot = _Slot(scope, self._dock(), slot)
+        if not slot.turn.enter_now() and not await slot.turn.enter(self.timeout if inside else None):
+            raise self._no_turn(scope, f"which had not ended after {self.timeout:g} s")
+        return slot
+
+    @staticmethod
+    def _undo(slot: _Slot, undo: Callable[[], None], withdrawn: bool) -> None:
+        """Call it in place of what was withdrawn, or have it called after what goes on."""
+        if withdrawn:
+            undo()
+            return
+        after = Call(slot.place, contextvars.copy_context(), undo, slot.turn.leave)
+        slot.turn.when_free(functools.partial(slot.place.dock.start, after))
 
     def _expire(self, dock: Dock, call: Call, scope: Scope) -> None:
         if call.stage is Stage.PENDING and dock.withdraw(call) and not call.waiter.done():

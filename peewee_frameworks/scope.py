@@ -158,6 +158,11 @@ class Scope(Frames):
         """Whether any of its databases holds a connection now."""
         return any(frame.conn is not None for frame in list(self.frames.values()))  # asked on any thread
 
+    @property
+    def holding(self) -> bool:
+        """Whether a place in a pool is taken for it: while it is connected, and until the connection is back."""
+        return any(frame.conn is not None or frame.returning for frame in list(self.frames.values()))
+
     def enter(self) -> None:
         """Make this the current scope of the running context."""
         self._token = current_frames.set(self)

@@ -57,7 +57,7 @@ class AsyncState(State):
         # What comes from inside a transaction block goes on in it, though it be another task (`wait_for` makes one).
         mark = current_lineage.get()
         while mark is not None:
-            if not mark.closed and isinstance(mark, AsyncLineage) and mark.frame.state is self:
+            if (not mark.closed or mark.undone) and isinstance(mark, AsyncLineage) and mark.frame.state is self:
                 return mark.frame
             mark = mark.outer
         return super()._implicit_frame()

@@ -107,6 +107,7 @@ class _Unit:
         frames = current_frames.get()
         scope = frames.scope if frames is not None and frames.has(state) else None
         self.own = scope is None
+        self.marks: tuple[Any, Any] = (None, None)  # of the context, before the block and in it
         self.scope = Scope([state], label) if scope is None else scope
         if self.own:
             self.scope.enter()
@@ -158,6 +159,7 @@ async def enter_block(block: Any) -> Any:
     unit = _Unit(state, "an `async with` block")
     _units.set((*_units.get(), (block, unit)))
 
+    before = current_lineage.get()
     marks: list[Any] = []
 
     def enter() -> Any:
@@ -187,6 +189,7 @@ async def enter_block(block: Any) -> Any:
     except BaseException:
         await _pop(block).end()
         raise
+    unit.marks = (before, marks[0])
     current_lineage.set(marks[0])  # set on the thread, in a copy of this context
     return result
 
@@ -214,9 +217,9 @@ async def exit_block(block: Any, *exc_info: Any) -> Any:
             outcome = (type(error), error, None)  # no COMMIT that has not begun
         raise
     finally:
-        mark = current_lineage.get()
-        if mark is not None and mark.closed:
-            current_lineage.set(mark.outer)
+        before, mark = unit.marks
+        if current_lineage.get() is mark:
+            current_lineage.set(before)
         if ending.done():
             await unit.end()
         else:

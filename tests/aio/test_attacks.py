@@ -172,3 +172,51 @@ def test_a_sync_and_an_asynchronous_database_of_two_adapters_in_one_request(tmp_
         first.runner.close()
 
     run(main())
+
+
+@pytest.mark.parametrize("scoped", [True, False])
+def test_what_goes_on_after_the_rollback_of_the_block_it_was_started_in_commits_nothing(backend, scoped):
+    """`gather` lets the others go on when one fails: their next statement would be all that is left of the transaction."""
+    db = backend.make()
+
+    class Item(db.Model):
+        number = peewee.IntegerField()
+
+    async def work():
+        async with connection_scope(db):
+            await db.acreate_tables([Item])
+        over = asyncio.Event()
+
+        async def part():
+            await Item.acreate(number=1)
+            await over.wait()
+            with pytest.raises(TransactionLost, match="was rolled back meanwhile"):
+                await Item.acreate(number=2)
+            with pytest.raises(TransactionLost, match="was rolled back meanwhile"):
+                async with db.atomic():
+                    await Item.acreate(number=3)
+            async with connection_scope(db):
+                await Item.acreate(number=4)
+
+        async def fails():
+            await db.count(Item.select())
+            raise ZeroDivisionError
+
+        parts = []
+        async with connection_scope(db) if scoped else contextlib.nullcontext():
+            with pytest.raises(ZeroDivisionError):
+                async with db.atomic():
+                    parts.append(asyncio.ensure_future(part()))
+                    await asyncio.gather(*parts, fails())
+            over.set()
+            await asyncio.gather(*parts)
+            # Who opened the block is not concerned, nor is what it starts now.
+            await Item.acreate(number=5)
+            await asyncio.create_task(Item.acreate(number=6))
+            async with db.atomic():
+                await asyncio.gather(Item.acreate(number=7))
+        async with connection_scope(db):
+            assert [item.number for item in await db.list(Item.select().order_by(Item.number))] == [4, 5, 6, 7]
+        await db.close_pool()
+
+    run(work())
