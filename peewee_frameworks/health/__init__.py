@@ -40,6 +40,7 @@ NAMES = ("live", "ready", "", "status", "events", "metrics")
 
 PROBE_TIMEOUT = 0.5
 EVENTS_KEPT = 50
+HOLDERS_TOLD = 100  # of a thousand, with their stacks, each watcher would get a megabyte a second
 BLIND_SECONDS = 30.0
 """How long a stream of events lasts under a server that does not tell when it stops; the page connects again."""
 
@@ -213,12 +214,20 @@ class Health:
 
     def _note(self, alias: str, kind: str, **details: Any) -> None:
         if kind == "leak":
-            text = f"A connection has been in use for {details['seconds']:.1f} s."
+            label = self._label_of(alias, details["connection"])
+            by = f", by {label}" if label else ""
+            text = f"A connection has been in use for {details['seconds']:.1f} s{by}."
         elif "error" in details:
             text = self._redacted(alias, details["error"])
         else:
             text = str(details.get("reason", ""))
         self._events.append({"at": round(time.time(), 3), "pool": alias, "kind": kind, "text": text})
+
+    def _label_of(self, alias: str, conn: Any) -> str | None:
+        engine = self._orm[alias].pool._engine
+        entry = None if engine is None else engine.held.get(id(conn))
+        label: str | None = None if entry is None or entry.suspect is None else entry.suspect.label
+        return label
 
     def _redacted(self, alias: str, error: BaseException) -> str:
         redact = importlib.import_module("peewee_frameworks.doctor.redact")
@@ -240,7 +249,7 @@ class Health:
             "ready": readiness.as_dict(),
             "queued": self._orm.runtime.queued,
             "pools": {alias: each.as_dict() for alias, each in stats.items()},
-            "holders": [holder.as_dict() for holder in self._orm.holders()] if stats else [],
+            "holders": [holder.as_dict() for holder in self._orm.holders()[:HOLDERS_TOLD]] if stats else [],
             "events": list(self._events)[::-1],
         }
         if since is not None:
