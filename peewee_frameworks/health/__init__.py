@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.scope import current_scope
 
 from .history import INTERVAL, Point, Series
 from .probe import Outcome, probe_of
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from peewee_frameworks.pool.stats import PoolStats
     from peewee_frameworks.state import State
 
-__all__ = ["NAMES", "Answer", "Database", "Health", "Readiness", "wants_guard"]
+__all__ = ["NAMES", "Answer", "Database", "Health", "Readiness", "let_go", "wants_guard"]
 
 Verdict = Literal["ok", "degraded", "unavailable"]
 
@@ -62,6 +63,15 @@ _NO_GUARD = (
 def wants_guard(name: str, query: Container[str]) -> bool:
     """Return whether an endpoint says more than one word, so that only those may ask whom the guard lets in."""
     return name not in ("live", "ready") or (name == "ready" and _VERBOSE in query)
+
+
+def let_go() -> None:
+    """Give back what a guard's queries have taken, whatever the option ``release`` says: a stream lasts, and needs none."""
+    scope = current_scope()
+    while scope is not None:
+        scope.idles = True
+        scope.release_early()
+        scope = scope.parent
 
 
 @dataclass(frozen=True)
