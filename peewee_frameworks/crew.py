@@ -90,14 +90,21 @@ class Call:
 class Place:
     """A scope's place among those that may run or hold a connection: its own from its first call until it holds none."""
 
-    __slots__ = ("_scope", "admitted", "dock", "running")
+    __slots__ = ("_before", "_scope", "admitted", "dock", "running")
 
-    def __init__(self, scope: Scope, dock: Dock) -> None:
+    def __init__(self, scope: Scope, dock: Dock, before: Place | None = None) -> None:
         self._scope = scope
+        # The scope's place in the loop it was in before, where others may wait for it.
+        self._before = before if before is not None and before.admitted and before.dock.is_open() else None
         self.dock = dock
         self.admitted = False
         self.running = False
         scope.on_release(self._connection_released)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a call of the scope is on a thread or about to be, from whichever loop."""
+        return self.running or (self._before is not None and self._before.is_running)
 
     @property
     def is_idle(self) -> bool:
@@ -106,6 +113,8 @@ class Place:
 
     def _connection_released(self) -> None:
         """Runs on whichever thread gave the connection back."""
+        if self._before is not None:
+            self._before._connection_released()
         if not self.admitted or self.running:
             return  # the end of a call looks by itself
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for a place
@@ -133,6 +142,15 @@ class Dock:
         if loop is None:
             raise RuntimeError("the event loop is gone")
         return loop
+
+    def is_here(self) -> bool:
+        """Return whether the caller runs in the loop."""
+        return running_loop() is self._loop()
+
+    def is_open(self) -> bool:
+        """Return whether anybody may still run in the loop."""
+        loop = self._loop()
+        return loop is not None and not loop.is_closed()
 
     @property
     def waiting(self) -> int:
@@ -164,6 +182,11 @@ class Dock:
         call.withdrawn()
         self.leave(call.place)
         return True
+
+    def withdraw_later(self, call: Call) -> None:
+        """Take it back in a turn of the loop; takes no lock."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits in it any more
+            self.loop.call_soon_threadsafe(self.withdraw, call)
 
     def leave(self, place: Place) -> None:
         """Give a place that is not needed any more to the next in line."""

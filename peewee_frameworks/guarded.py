@@ -305,7 +305,7 @@ class Guarded:
             frame._release()
         if conn is not None:
             self._state.drop(conn)
-        elif frame.final and not frame._depth:
+        elif frame.final and not frame._depth and not self._state.is_async:  # there nobody looks for the lock
             frame._end()  # `finish` may have found the lock taken by us
 
     def begin(self, *args: Any, **kwargs: Any) -> None:

@@ -65,6 +65,15 @@ class Queue:
             return True
         return False
 
+    def when_free(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, now or later on the loop, when it has a place."""
+        if self.enter_now():
+            callback()
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        waiter.add_done_callback(lambda _: callback())
+
     def leave(self) -> None:
         """Give the place to the next in line."""
         while self._waiters:
@@ -98,14 +107,18 @@ class _Slot:
 
     __slots__ = ("place", "turn")
 
-    def __init__(self, scope: Scope, dock: Dock) -> None:
-        self.place = Place(scope, dock)
+    def __init__(self, scope: Scope, dock: Dock, before: _Slot | None) -> None:
+        self.place = Place(scope, dock, before.place if before is not None else None)
         self.turn = Queue(1)
+
+    def is_here(self) -> bool:
+        """Whether it is of the running loop; a scope around several, one after the other, has one in each."""
+        return self.place.dock.is_here()
 
     @property
     def busy(self) -> bool:
         """Whether a thread is not done with a call of the scope, though its caller may be gone."""
-        return self.place.running
+        return self.place.is_running
 
 
 class Runner:
@@ -123,23 +136,37 @@ class Runner:
         self._crew = Crew(threads, "peewee-run")
         self._docks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Dock] = weakref.WeakKeyDictionary()
 
-    async def run(self, scope: Scope, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+    async def run(
+        self,
+        scope: Scope,
+        function: Callable[..., _Result],
+        *args: Any,
+        undo: Callable[[], None] | None = None,
+        **kwargs: Any,
+    ) -> _Result:
         """Call `function` on a thread, in `scope`, with a copy of the caller's context.
 
-        A cancelled caller returns at once; the call itself goes on, and the next call of the scope waits for its end.
+        A cancelled caller returns at once; the call itself goes on, and the next call of the scope waits for its end. With
+        `undo`, this is called after it, before what the caller goes on with; here and now if the call never begins.
 
         Raises: what the function raises; `PoolTimeout` if the scope was not admitted in time.
         """
         slot: _Slot | None = scope.slot
-        if slot is None:
-            slot = scope.slot = _Slot(scope, self._dock())
+        around = _inside.get()
+        # Whoever waits inside a call for another call of its scope would wait for ever: the turn is his own.
+        inside = slot is not None and around is not None and around.slot is slot and not around.ended
+        if slot is None or not slot.is_here():
+            if inside:
+                raise self._no_turn(scope, "in an event loop of its own")
+            slot = scope.slot = _Slot(scope, self._dock(), slot)
         turn, dock = slot.turn, slot.place.dock
-        if not turn.enter_now():
-            around = _inside.get()
-            # Whoever waits inside a call for another call of its scope would wait for ever: the turn is his own.
-            inside = around is not None and around.slot is slot and not around.ended
-            if not await turn.enter(self.timeout if inside else None):
-                raise self._no_turn(scope)
+        try:
+            if not turn.enter_now() and not await turn.enter(self.timeout if inside else None):
+                raise self._no_turn(scope, f"which had not ended after {self.timeout:g} s")
+        except asyncio.CancelledError:
+            if undo is not None:
+                undo()
+            raise
         try:
             work = functools.partial(_call, _Running(slot), function, args, kwargs)
             call = Call(slot.place, contextvars.copy_context(), work, turn.leave)
@@ -152,8 +179,17 @@ class Runner:
             if call.stage is Stage.PENDING and self.timeout is not None:
                 timer = dock.loop.call_later(self.timeout, self._expire, dock, call, scope)
             result: _Result = await call.waiter
-        except BaseException:
-            dock.withdraw(call)  # if it has not begun
+        except GeneratorExit:  # perhaps from the garbage collector, which may come while this thread has the lock
+            dock.withdraw_later(call)
+            raise
+        except BaseException as error:
+            withdrawn = dock.withdraw(call)  # if it has not begun
+            if undo is not None and isinstance(error, asyncio.CancelledError):
+                if withdrawn:
+                    undo()
+                else:
+                    after = Call(slot.place, contextvars.copy_context(), undo, turn.leave)
+                    turn.when_free(functools.partial(dock.start, after))
             raise
         finally:
             if timer is not None:
@@ -174,9 +210,9 @@ class Runner:
         """How many scopes wait to be admitted; from any thread."""
         return sum(dock.waiting for dock in self._docks.copy().values())
 
-    def _no_turn(self, scope: Scope) -> PoolTimeout:
+    def _no_turn(self, scope: Scope, how: str) -> PoolTimeout:
         return PoolTimeout(
-            f"{scope.label}: orm.run was called from inside a call of orm.run, which had not ended after {self.timeout:g} s. "
+            f"{scope.label}: orm.run was called from inside a call of orm.run, {how}. "
             "Calls of one scope take turns, so one that waits for another never ends: query directly in the function that "
             "orm.run was given."
         )

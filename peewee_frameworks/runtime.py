@@ -359,7 +359,7 @@ class Runtime:
                 return await self.runner.run(scope, _call_and_release, scope, function, *args, **kwargs)
             return await self.runner.run(scope, function, *args, **kwargs)
         # No thread is needed: Peewee's bridge lets sync code wait for the asynchronous driver. Calls take turns all the same.
-        turn = scope.slot = scope.slot or Queue(1)
+        turn = scope.turn = scope.turn or Queue(1)
         await turn.enter()
         try:
             result: _Result = await self.states[0].database.run(function, *args, **kwargs)

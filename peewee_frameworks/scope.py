@@ -84,6 +84,8 @@ class Scope(Frames):
     """The task that opened it with ``async with``."""
     slot: Any = None
     """What `orm.run` keeps with the scope; see run.py."""
+    turn: Any = None
+    """Whose turn it is among its calls of `orm.run` that need no thread."""
     label: str
     _on_release: Callable[[], None] | None = None
     _token: contextvars.Token[Frames | None] | None = None

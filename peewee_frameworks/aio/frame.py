@@ -44,7 +44,7 @@ class AsyncLineage(Lineage):
 class AsyncFrame(Frame):
     """One asynchronous database's connection in one scope, or in one task outside any scope."""
 
-    __slots__ = ("_turn", "_user", "_uses", "broken", "stream")
+    __slots__ = ("_spoilt", "_turn", "_user", "_uses", "broken", "stream")
 
     state: AsyncState
 
@@ -52,6 +52,7 @@ class AsyncFrame(Frame):
         self._turn = Queue(1)
         self._user: object = None
         self._uses = 0
+        self._spoilt: str | None = None  # why the connection is to be given up when its user is done
         # Why the open transaction cannot go on; a statement after its outermost block finds none open and forgets this.
         self.broken: str | None = None
         # The rows being read with `iterate`, and the cursor they come from.
@@ -118,6 +119,8 @@ class AsyncFrame(Frame):
             return
         self._user = None
         self._turn.leave()
+        if self._spoilt is not None:
+            self.lose(self.conn, self._spoilt)
         if self.final and self.conn is not None:
             conn, self.conn, self.closed = self.conn, None, True
             logger.warning(
@@ -161,12 +164,19 @@ class AsyncFrame(Frame):
 
     def lose(self, conn: Any, reason: str) -> None:
         """Give the connection up: its state is unknown. An open transaction cannot go on."""
-        if self.conn is not conn:
+        if conn is None or self.conn is not conn:
             return
-        self.conn, self.closed, self.stream = None, True, None
+        self.conn, self.closed, self.stream, self._spoilt = None, True, None, None
         if self.transactions or self.lineage is not None:
             self.broken = reason
         self.state.drop(conn, done=self._released)
+
+    def spoil(self, reason: str) -> None:
+        """Give the connection up, as soon as nobody uses it: nobody ends what is open on it any more."""
+        if self._user is None:
+            self.lose(self.conn, reason)
+        elif self.conn is not None:
+            self._spoilt = reason
 
     def lost(self) -> TransactionLost:
         """Make the error for what comes after the transaction's end."""

@@ -57,6 +57,15 @@ class AsyncSavepoint(pwasyncio._async_transaction_helper, Savepoint):
             except Exception:
                 if not frame.broken:
                     raise
+            except BaseException:
+                _spoil(frame)
+                raise
+
+
+def _spoil(frame: Any) -> None:
+    """Give up the connection of a block whose rollback was cancelled, be it while it waited for its turn."""
+    if isinstance(frame, AsyncFrame):
+        frame.spoil("a rollback was cancelled")
 
 
 class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):
@@ -88,6 +97,9 @@ class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):
         except Exception:
             if begin or frame.conn is not None:
                 raise
+        except BaseException:
+            _spoil(frame)
+            raise
 
     async def _alone(self, work: Callable[..., Any], *args: Any, whole: bool = False) -> Any:
         frame = self.db._state.record()
@@ -171,8 +183,11 @@ class AsyncGuarded(Guarded):
         try:
             conn = await self._connected(frame)
             breath = self._state.keeper.breath
-            if breath.is_due():
+            # Not inside a transaction: others may be waiting for its locks.
+            if not frame.transactions and frame.lineage is None and breath.is_due():
                 await breath.draw()
+                if frame.final:  # the scope has ended meanwhile
+                    raise frame.ended()
                 conn = await self._connected(frame)  # it may have been lost meanwhile
             with wrapping_errors:
                 return await frame.attempt(conn, conn.execute(sql, params))
@@ -213,6 +228,9 @@ class AsyncGuarded(Guarded):
             logger.debug(
                 "%s: the connection was lost at a rollback.", self._state.name, exc_info=True, extra=self._state._told
             )
+        except BaseException:
+            _spoil(frame)
+            raise
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
         return AsyncAtomic(self, *args, **kwargs)

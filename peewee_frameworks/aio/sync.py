@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import inspect
 import itertools
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import peewee
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 _Result = TypeVar("_Result")
+
+logger = logging.getLogger("peewee_frameworks.scope")
 
 _DEFAULT_THREADS = 32
 _DEFAULT_TIMEOUT = 30.0
@@ -103,13 +106,18 @@ class _Unit:
     def __init__(self, state: State, label: str) -> None:
         frames = current_frames.get()
         scope = frames.scope if frames is not None and frames.has(state) else None
-        self._own = scope is None
+        self.own = scope is None
         self.scope = Scope([state], label) if scope is None else scope
-        if self._own:
+        if self.own:
             self.scope.enter()
 
+    def leave(self) -> None:
+        """Leave it, and its end to somebody else."""
+        if self.own:
+            self.scope.exit()
+
     async def end(self) -> None:
-        if self._own:
+        if self.own:
             pending = self.scope.finish()
             self.scope.exit()
             for future in pending:
@@ -141,7 +149,7 @@ async def run(state: State, function: Callable[..., _Result], *args: Any, **kwar
 
 # The units that blocks have opened. A block object may be entered several times, so each entry is noted with its context.
 _units: contextvars.ContextVar[tuple[tuple[object, _Unit], ...]] = contextvars.ContextVar("peewee_units", default=())
-_undoing: set[asyncio.Task[Any]] = set()
+_ending: set[asyncio.Task[Any]] = set()
 
 
 async def enter_block(block: Any) -> Any:
@@ -150,36 +158,78 @@ async def enter_block(block: Any) -> Any:
     unit = _Unit(state, "an `async with` block")
     _units.set((*_units.get(), (block, unit)))
 
-    def enter() -> tuple[Any, Any]:
-        return block.__enter__(), current_lineage.get()
+    marks: list[Any] = []
 
-    entering = asyncio.ensure_future(_runner(state).run(unit.scope, enter))
+    def enter() -> Any:
+        result = block.__enter__()
+        marks.append(current_lineage.get())
+        return result
+
+    def undo() -> None:
+        try:
+            if marks:  # it went on in its thread
+                current_lineage.set(marks[0])
+                error = asyncio.CancelledError()
+                block.__exit__(type(error), error, None)
+        except Exception:
+            logger.debug(
+                "%s: a block whose begin was cancelled is undone by its scope's end.", state.name, exc_info=True
+            )
+        finally:
+            if unit.own:
+                unit.scope.finish()
+
     try:
-        result, mark = await asyncio.shield(entering)
-    except BaseException as error:
-        if isinstance(error, asyncio.CancelledError) and not entering.cancelled():
-            _background(_undo(block, unit, state, entering))
-            _forget(block)
-        else:
-            await _pop(block).end()
+        result = await _runner(state).run(unit.scope, enter, undo=undo)
+    except asyncio.CancelledError:
+        _pop(block).leave()
         raise
-    current_lineage.set(mark)  # set on the thread, in a copy of this context
+    except BaseException:
+        await _pop(block).end()
+        raise
+    current_lineage.set(marks[0])  # set on the thread, in a copy of this context
     return result
 
 
 async def exit_block(block: Any, *exc_info: Any) -> Any:
-    """Do what ``with block`` does at its end."""
+    """Do what ``with block`` does at its end.
+
+    It comes though the caller is cancelled: what follows would be part of a block that nobody ends, and be rolled back.
+    """
     unit = _pop(block)
+    outcome = exc_info
+
+    def leave() -> Any:
+        try:
+            return block.__exit__(*outcome)
+        finally:
+            if unit.scope.idles:
+                unit.scope.release_early()
+
+    ending = asyncio.ensure_future(_runner(install(block.db)).run(unit.scope, leave))
     try:
-        run = _runner(install(block.db)).run
-        if unit.scope.idles:
-            return await run(unit.scope, _complete_and_release, unit.scope, block.__exit__, exc_info, {})
-        return await run(unit.scope, block.__exit__, *exc_info)
+        return await asyncio.shield(ending)
+    except asyncio.CancelledError as error:
+        if outcome[0] is None:
+            outcome = (type(error), error, None)  # no COMMIT that has not begun
+        raise
     finally:
         mark = current_lineage.get()
         if mark is not None and mark.closed:
             current_lineage.set(mark.outer)
-        await unit.end()
+        if ending.done():
+            await unit.end()
+        else:
+            _background(_finish_after(ending, unit))
+            unit.leave()
+
+
+async def _finish_after(ending: asyncio.Future[Any], unit: _Unit) -> None:
+    try:
+        await asyncio.wait([ending])
+    finally:
+        if unit.own:
+            unit.scope.finish()
 
 
 async def call_block(block: Any, name: str) -> Any:
@@ -187,24 +237,10 @@ async def call_block(block: Any, name: str) -> Any:
     return await run(install(block.db), getattr(block, name))
 
 
-async def _undo(block: Any, unit: _Unit, state: State, entering: asyncio.Future[Any]) -> None:
-    """Roll back a block whose begin was cancelled, but went on in its thread."""
-    try:
-        _, mark = await entering
-        current_lineage.set(mark)
-        error = asyncio.CancelledError()
-        await _runner(state).run(unit.scope, block.__exit__, type(error), error, None)
-    except Exception:  # noqa: BLE001 - it did not begin, or the scope has ended and rolled back
-        return
-    finally:
-        if unit._own:
-            unit.scope.finish()
-
-
 def _background(work: Any) -> None:
     task = asyncio.ensure_future(work)
-    _undoing.add(task)
-    task.add_done_callback(_undoing.discard)
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
 
 
 def _pop(block: object) -> _Unit:
@@ -214,12 +250,6 @@ def _pop(block: object) -> _Unit:
             _units.set(entries[:index] + entries[index + 1 :])
             return entries[index][1]
     raise RuntimeError("the `async with` block ends in another task than it began in")
-
-
-def _forget(block: object) -> None:
-    unit = _pop(block)
-    if unit._own:
-        unit.scope.exit()
 
 
 # -- the database --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import threading
@@ -260,3 +261,61 @@ def test_many_units_on_few_threads_all_end(make_runner, scopes, db):
         await asyncio.gather(*(runner.run(scope, together.wait, SECONDS) for scope in scopes(4)))
 
     play(work)
+
+
+def test_a_scope_around_several_loops(make_runner, scopes, db):
+    """One after the other; and a loop that goes on gets the place back which the scope had there."""
+    runner = make_runner()
+    state = install(db)
+    scope, other = scopes(2)
+
+    def query():
+        with state.bound(scope.find(state)):
+            return db.execute_sql("SELECT 1").fetchone()
+
+    for _ in range(2):
+        assert play(lambda: runner.run(scope, query)) == (1,)
+    with contextlib.closing(asyncio.new_event_loop()) as lasting:
+        lasting.run_until_complete(runner.run(scope, query))
+        assert play(lambda: runner.run(scope, query)) == (1,)
+        waiting = lasting.create_task(runner.run(other, lambda: 2))
+        lasting.call_soon(scope.release_early)
+        assert lasting.run_until_complete(asyncio.wait_for(waiting, SECONDS)) == 2
+
+
+def test_a_call_from_inside_a_call_in_a_loop_of_its_own_is_refused_at_once(make_runner, scopes):
+    """The only thread waits for that loop, and nobody would ever run it."""
+    runner = make_runner()
+    (scope,) = scopes(1)
+
+    def inside():
+        return play(lambda: runner.run(scope, lambda: 1))
+
+    with pytest.raises(PoolTimeout, match="in an event loop of its own"):
+        play(lambda: runner.run(scope, inside))
+
+
+def test_a_call_that_the_collector_closes_takes_no_lock(make_runner, scopes):
+    """It may come in the middle of anything: on a thread that has the lock."""
+    runner = make_runner()
+    first, second = scopes(2)
+    end = threading.Event()
+    loop = asyncio.new_event_loop()
+    running = loop.create_task(runner.run(first, end.wait, SECONDS))
+    waiting = runner.run(second, lambda: 1)
+    loop.call_soon(lambda: waiting.send(None))
+    loop.run_until_complete(asyncio.sleep(0))
+    closed = threading.Event()
+
+    def close():
+        with runner._crew.lock:
+            waiting.close()
+        closed.set()
+
+    threading.Thread(target=close, daemon=True).start()
+    assert closed.wait(SECONDS)
+    end.set()
+    loop.run_until_complete(running)
+    # Nobody runs it, and its place is free.
+    assert loop.run_until_complete(runner.run(second, lambda: 2)) == 2
+    loop.close()

@@ -1,0 +1,174 @@
+"""Cancellation where a block ends: what it rolled back never comes back with a later COMMIT, and nothing after it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+
+import peewee
+import pytest
+
+from peewee_frameworks import TransactionLost, connection_scope
+from peewee_frameworks.pool import PooledSqliteDatabase, connect
+from peewee_frameworks.runtime import Runtime
+from peewee_frameworks.state import install
+from tests.aio.conftest import run
+
+
+def test_a_rollback_that_is_cancelled_while_it_waits_for_its_turn(backend):
+    """A sibling of a failed `gather` still runs a statement: the block's ROLLBACK waits for it, and is cancelled there."""
+    db = backend.make()
+
+    class Item(db.Model):
+        number = peewee.IntegerField()
+
+    async def work():
+        async with connection_scope(db):
+            await db.acreate_tables([Item])
+        async with connection_scope(db):
+            siblings = []
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05), db.atomic():
+                    await Item.acreate(number=1)
+                    siblings.append(asyncio.create_task(db.aexecute_sql(backend.brief)))
+                    await asyncio.sleep(0)
+                    raise ZeroDivisionError
+            await asyncio.gather(*siblings, return_exceptions=True)
+            async with db.atomic():
+                await Item.acreate(number=2)
+        async with connection_scope(db):
+            assert [item.number for item in await db.list(Item.select())] == [2]
+        await db.close_pool()
+
+    run(work())
+
+
+def test_a_savepoints_rollback_that_is_cancelled_while_it_waits_for_its_turn(backend):
+    """Nor may the transaction around it commit what the savepoint was to take back."""
+    db = backend.make()
+
+    class Item(db.Model):
+        number = peewee.IntegerField()
+
+    async def work():
+        async with connection_scope(db):
+            await db.acreate_tables([Item])
+        async with connection_scope(db):
+            siblings = []
+            with pytest.raises(TransactionLost):
+                async with db.atomic():
+                    await Item.acreate(number=1)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(0.05), db.atomic():
+                            await Item.acreate(number=2)
+                            siblings.append(asyncio.create_task(db.aexecute_sql(backend.brief)))
+                            await asyncio.sleep(0)
+                            raise ZeroDivisionError
+                    await Item.acreate(number=3)
+            await asyncio.gather(*siblings, return_exceptions=True)
+            await Item.acreate(number=4)
+        async with connection_scope(db):
+            assert [item.number for item in await db.list(Item.select())] == [4]
+        await db.close_pool()
+
+    run(work())
+
+
+def test_the_end_of_a_block_on_a_sync_pool_comes_though_it_is_cancelled(tmp_path):
+    """It waits for a statement whose caller is gone, and is cancelled there: what comes after the block is outside it."""
+    db = PooledSqliteDatabase(str(tmp_path / "end.db"), max_connections=2)
+
+    class Item(db.Model):
+        number = peewee.IntegerField()
+
+    begun, end = threading.Event(), threading.Event()
+
+    def long():
+        begun.set()
+        assert end.wait(10)
+        Item.create(number=2)
+
+    async def block():
+        async with db.atomic():
+            await Item.acreate(number=1)
+            await db.run(long)
+
+    async def work():
+        await db.acreate_tables([Item])
+        async with connection_scope(db):
+            task = asyncio.create_task(block())
+            await asyncio.to_thread(begun.wait, 10)
+            task.cancel()
+            await asyncio.sleep(0)
+            task.cancel()  # while the block's end waits for the thread
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            end.set()
+            await Item.acreate(number=3)
+            assert not db._state.frame().transactions
+        assert [item.number for item in await db.list(Item.select())] == [3]
+        await db.close_pool()
+
+    run(work())
+
+
+def test_a_block_on_a_sync_pool_whose_begin_is_cancelled_is_over_for_what_follows(tmp_path):
+    """BEGIN goes on in its thread and is taken back there: the next statement is neither refused nor rolled back."""
+    db = PooledSqliteDatabase(str(tmp_path / "begin.db"), max_connections=2)
+
+    class Item(db.Model):
+        number = peewee.IntegerField()
+
+    begun, end = threading.Event(), threading.Event()
+
+    install(db)
+
+    class Slow(type(db.atomic())):
+        def __enter__(self):
+            result = super().__enter__()
+            begun.set()
+            assert end.wait(10)
+            return result
+
+    async def block():
+        async with Slow(db):
+            pytest.fail("it was cancelled")
+
+    async def work():
+        await db.acreate_tables([Item])
+        async with connection_scope(db):
+            task = asyncio.create_task(block())
+            await asyncio.to_thread(begun.wait, 10)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            asyncio.get_running_loop().call_soon(end.set)
+            await Item.acreate(number=1)
+        assert [item.number for item in await db.list(Item.select())] == [1]
+        await db.close_pool()
+
+    run(work())
+
+
+def test_a_sync_and_an_asynchronous_database_of_two_adapters_in_one_request(tmp_path):
+    """Each by `orm.run` and `db.run`, in any order: what one keeps with the scope is not the other's."""
+    sync = PooledSqliteDatabase(str(tmp_path / "sync.db"), max_connections=2)
+    native = connect(f"sqlite+async:///{tmp_path}/native.db")
+    first, second = Runtime(sync), Runtime(native)
+
+    async def work(order):
+        async with connection_scope(sync, native):
+            for runner, db in order:
+                assert await runner.run(lambda db=db: db.execute_sql("SELECT 1").fetchone()) == (1,)
+
+    async def main():
+        calls = [(first, sync), (second, native), (sync, sync), (native, native)]
+        for order in itertools.permutations(calls):
+            await work(order)
+        await sync.close_pool()
+        await native.close_pool()
+        first.runner.close()
+
+    run(main())
