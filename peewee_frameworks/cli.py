@@ -77,7 +77,12 @@ def _start(options: argparse.Namespace, arguments: Sequence[str]) -> Started | i
     if "://" in options.target and not served_by:
         return Started()
     begin = json.dumps({"target": options.target, "served_by": served_by})
-    return subprocess.call([sys.executable, boot.__file__, begin, *arguments])  # noqa: S603 - ourselves
+    status = subprocess.call([sys.executable, boot.__file__, begin, *arguments])  # noqa: S603 - ourselves
+    if status in (_WELL, _NOT_WELL, _UNABLE, _INTERRUPTED):
+        return status
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+    _say(f"{options.target}: the process that imports it {how} before the command was done.")
+    return _UNABLE
 
 
 class _Parser(argparse.ArgumentParser):

@@ -293,8 +293,8 @@ def split_url(url: str) -> SplitResult:
     """Return the parts of a database URL.
 
     Raises: `ConfigurationError` for one that is malformed. A password with a ``/`` in it makes a part of it the port, and
-        Python's message would quote it: so neither that message nor the chain to it. If that part is a number, the rest would be
-        the database's name, which stands in messages and metrics.
+        Python's message would quote it: so neither that message nor the chain to it. If that part is a number, the rest
+        would be the database's name, which stands in messages and metrics.
     """
     parts: SplitResult | None
     try:

@@ -35,7 +35,7 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 
 def printable(path: str) -> str:
-    """Return a request's path for a label: whoever sends a line break or a terminal's colours does not write them into a log."""
+    """Return a request's path for a label: a line break or a terminal's colours in it do not get into a log."""
     if path.isprintable():
         return path
     return "".join(each if each.isprintable() else quote(each, errors="surrogatepass") for each in path)

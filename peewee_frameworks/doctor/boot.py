@@ -7,13 +7,19 @@ gevent's patch is one of the questions. So this file knows the standard library 
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import importlib
 import json
 import os
 import shlex
 import sys
+import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # How each server names the number of its processes; all of them but sanic read WEB_CONCURRENCY.
 _WORKERS = {
@@ -127,11 +133,12 @@ def main() -> NoReturn:
     try:
         if served_by:
             started["serving"] = read_serving(served_by, target)
-        started["loaded"] = _load(target, **started.get("serving", {}))
+        with _stdout_for_the_answer():
+            started["loaded"] = _load(target, **started.get("serving", {}))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the command says it, in its own words
         started["failure"] = error
     except KeyboardInterrupt:
-        sys.exit(130)  # as shells count: 128 and the number of the signal
+        _end(130)  # as shells count: 128 and the number of the signal
 
     from peewee_frameworks import cli  # noqa: PLC0415 - after the target: see above
 
@@ -140,7 +147,37 @@ def main() -> NoReturn:
         # This file is __main__ here; the package has its own copy of these classes.
         known = importlib.import_module("peewee_frameworks.doctor.boot")
         started["failure"] = getattr(known, type(failure).__name__)(*failure.args)
-    sys.exit(cli.main(arguments, cli.Started(**started)))
+    _end(cli.main(arguments, cli.Started(**started)))
+
+
+@contextlib.contextmanager
+def _stdout_for_the_answer() -> Iterator[None]:
+    """Let what the target prints meanwhile go to stderr: on stdout is the command's answer, which may be JSON."""
+    try:
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        yield
+        return
+    try:
+        yield
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _end(status: int) -> NoReturn:
+    """End although the target may have started threads that never do, a scheduler's for example."""
+    main_thread = threading.main_thread()
+    if any(not thread.daemon and thread is not main_thread for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _load(target: str, *, gevent: bool = False, preload: bool = False, **_: Any) -> Any:

@@ -32,8 +32,12 @@ _SHORTEST = 3  # to blank out each "a" of a message would tell more than it hide
 
 def redact(text: str, databases: Iterable[Any] = ()) -> str:
     """Return the text without the passwords of these databases and of the environment, and what looks like one."""
+    known = _known(databases)
+    for found in _IN_URL.finditer(text):  # a traceback may have it once more, by itself
+        secret = found[0][len(found[1]) : -1]
+        known.update(each for each in _spellings(secret) if len(each) >= _SHORTEST)
     text = _BY_NAME.sub(r"\1…", _IN_URL.sub(r"\1…\2", text))
-    for secret in sorted(_known(databases), key=len, reverse=True):
+    for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, "…")
     return text
 

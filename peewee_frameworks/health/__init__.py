@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.scope import current_scope
 
 from .history import INTERVAL, Point, Series
 from .probe import Outcome, probe_of
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from peewee_frameworks.pool.stats import PoolStats
     from peewee_frameworks.state import State
 
-__all__ = ["NAMES", "Answer", "Database", "Health", "Readiness", "wants_guard"]
+__all__ = ["NAMES", "Answer", "Database", "Health", "Readiness", "let_go", "wants_guard"]
 
 Verdict = Literal["ok", "degraded", "unavailable"]
 
@@ -40,6 +41,7 @@ NAMES = ("live", "ready", "", "status", "events", "metrics")
 
 PROBE_TIMEOUT = 0.5
 EVENTS_KEPT = 50
+HOLDERS_TOLD = 100  # of a thousand, with their stacks, each watcher would get a megabyte a second
 BLIND_SECONDS = 30.0
 """How long a stream of events lasts under a server that does not tell when it stops; the page connects again."""
 
@@ -61,6 +63,15 @@ _NO_GUARD = (
 def wants_guard(name: str, query: Container[str]) -> bool:
     """Return whether an endpoint says more than one word, so that only those may ask whom the guard lets in."""
     return name not in ("live", "ready") or (name == "ready" and _VERBOSE in query)
+
+
+def let_go() -> None:
+    """Give back what a guard's queries have taken, whatever the option ``release`` says: a stream lasts, and needs none."""
+    scope = current_scope()
+    while scope is not None:
+        scope.idles = True
+        scope.release_early()
+        scope = scope.parent
 
 
 @dataclass(frozen=True)
@@ -213,12 +224,20 @@ class Health:
 
     def _note(self, alias: str, kind: str, **details: Any) -> None:
         if kind == "leak":
-            text = f"A connection has been in use for {details['seconds']:.1f} s."
+            label = self._label_of(alias, details["connection"])
+            by = f", by {label}" if label else ""
+            text = f"A connection has been in use for {details['seconds']:.1f} s{by}."
         elif "error" in details:
             text = self._redacted(alias, details["error"])
         else:
             text = str(details.get("reason", ""))
         self._events.append({"at": round(time.time(), 3), "pool": alias, "kind": kind, "text": text})
+
+    def _label_of(self, alias: str, conn: Any) -> str | None:
+        engine = self._orm[alias].pool._engine
+        entry = None if engine is None else engine.held.get(id(conn))
+        label: str | None = None if entry is None or entry.suspect is None else entry.suspect.label
+        return label
 
     def _redacted(self, alias: str, error: BaseException) -> str:
         redact = importlib.import_module("peewee_frameworks.doctor.redact")
@@ -240,7 +259,7 @@ class Health:
             "ready": readiness.as_dict(),
             "queued": self._orm.runtime.queued,
             "pools": {alias: each.as_dict() for alias, each in stats.items()},
-            "holders": [holder.as_dict() for holder in self._orm.holders()] if stats else [],
+            "holders": [holder.as_dict() for holder in self._orm.holders()[:HOLDERS_TOLD]] if stats else [],
             "events": list(self._events)[::-1],
         }
         if since is not None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from .starlette import Endpoint, Guard
 
-_NOT_VERBOSE = b'{"detail": "With Depends(...) as the guard, ?verbose tells nobody anything: ask /status, which tells the same."}'
+_NOT_VERBOSE = (
+    b'{"detail": "With Depends(...) as the guard, ?verbose tells nobody anything: ask /status, which tells the same."}'
+)
 
 
 def make_router(
@@ -38,7 +40,9 @@ def _guarded(health: Health, name: str, guard: params.Depends) -> Endpoint:
     """Make the endpoint of that name, with a dependency where there is more than one word to see."""
 
     async def endpoint(request: Request) -> Response:
-        if wants_guard(name, request.query_params):  # "verbose": dependencies are resolved for all requests, or for none
+        if wants_guard(
+            name, request.query_params
+        ):  # "verbose": dependencies are resolved for all requests, or for none
             return as_response(Answer(403, _NOT_VERBOSE))
         return await respond(health, name, request)
 

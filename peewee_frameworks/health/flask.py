@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, current_app, request
 from werkzeug.wrappers import Response as WSGIResponse
 
-from . import EVENTS_HEADERS, NAMES, Answer, Health, wants_guard
+from . import EVENTS_HEADERS, NAMES, Answer, Health, let_go, wants_guard
 from .serving import threads_of_server
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _make_view(health: Health, name: str, guard: Guard | None, streams: _Streams
         # A worker with one thread would serve nothing else meanwhile.
         if not request.environ.get("wsgi.multithread") or not streams.enter():
             return Response(status=204)  # which tells the page to ask by itself
+        let_go()
         return Response(_Events(health.events(request.headers.get("Last-Event-ID")), streams), headers=EVENTS_HEADERS)
 
     setattr(view, MARK, True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sanic import HTTPResponse, Request
 from sanic.response import BaseHTTPResponse
 
-from . import EVENTS_HEADERS, NAMES, Answer, Health, wants_guard
+from . import EVENTS_HEADERS, NAMES, Answer, Health, let_go, wants_guard
 
 if TYPE_CHECKING:
     from sanic import Blueprint, Sanic
@@ -52,6 +52,7 @@ def _make_handler(health: Health, name: str, guard: Guard | None) -> Callable[[R
             return refusal
         if name != "events":
             return _respond(await health.answer_async(name, query))
+        let_go()
         stream: Any = request.stream
         # At its stop Sanic waits for each connection that was in use then, until its client closes it.
         stream.keep_alive = False

@@ -25,7 +25,9 @@ def is_stopping() -> bool | None:
 def threads_of_server() -> int | None:
     """Return how many threads serve requests in this process; None where that cannot be known."""
     server = _server()
-    return int(server.cfg.threads) if hasattr(server, "tpool") and hasattr(server, "cfg") else None  # gunicorn's gthread
+    return (
+        int(server.cfg.threads) if hasattr(server, "tpool") and hasattr(server, "cfg") else None
+    )  # gunicorn's gthread
 
 
 def _server() -> Any:

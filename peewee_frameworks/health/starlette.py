@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Match, Route, Router
 
-from . import EVENTS_HEADERS, NAMES, Answer, Health, wants_guard
+from . import EVENTS_HEADERS, NAMES, Answer, Health, let_go, wants_guard
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -63,6 +63,7 @@ async def respond(health: Health, name: str, request: Request) -> Response:
     if name == "events":
         if request.method == "HEAD":  # else the stream would go on unheard
             return Response(headers=EVENTS_HEADERS)
+        let_go()
         return StreamingResponse(health.events_async(request.headers.get("last-event-id")), headers=EVENTS_HEADERS)
     return as_response(await health.answer_async(name, request.query_params))
 

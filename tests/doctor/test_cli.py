@@ -181,11 +181,36 @@ def test_help_and_version(project: Project) -> None:
 
 
 def test_the_target_is_imported_once(project: Project) -> None:
-    """By one process, however it ends; what it prints comes before what we do."""
+    """By one process, however it ends."""
     project.write(shop="print('imported', flush=True)\n" + source("mysql"))
     done = project.run("doctor", "shop:db")
-    assert done.out.count("imported") == 1
-    assert done.out.startswith("imported\nshop:db: ")
+    assert done.err.count("imported") == 1
+    assert done.out.startswith("shop:db: ")
+
+
+def test_what_the_target_prints_is_no_part_of_the_answer(project: Project) -> None:
+    project.write(shop=source("mysql") + "import os\nprint('welcome')\nos.system('echo hello')\n")
+    done = project.run("check", "shop:db", "--json")
+    assert done.json["databases"]["default"]["ok"]
+    assert sorted(done.err.split()) == ["hello", "welcome"]
+
+
+def test_it_ends_though_the_target_has_started_a_thread_that_does_not(project: Project) -> None:
+    threads = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+    project.write(shop=source("mysql") + threads)
+    done = project.run("check", "shop:db", "--json")
+    assert done.code == 0
+    assert done.json["databases"]["default"]["ok"]
+
+
+@pytest.mark.parametrize(
+    ("last", "says"), [("os._exit(7)", "exit status 7"), ("os.kill(os.getpid(), signal.SIGKILL)", "signal 9")]
+)
+def test_a_target_that_ends_its_process(last: str, says: str, project: Project) -> None:
+    project.write(shop=f"import os, signal\n{last}\n")
+    done = project.run("doctor", "shop:db")
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err
 
 
 def test_the_current_directory_comes_first(project: Project) -> None:

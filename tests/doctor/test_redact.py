@@ -20,6 +20,7 @@ from peewee_frameworks.doctor.redact import one_line, redact, user_traceback
         ("PooledMySQLDatabase('shop', passwd='ses ame', port=1)", "PooledMySQLDatabase('shop', passwd=…, port=1)"),
         ('{"PASSWORD": "sesame", "user": "x"}', '{"PASSWORD": …, "user": "x"}'),
         ("Access denied for 'x'@'y' (using password: YES)", "Access denied for 'x'@'y' (using password: YES)"),
+        ("connect('mysql://root:sesame@db/shop') with 'sesame'", "connect('mysql://root:…@db/shop') with '…'"),
         ("API_TOKEN=sesame", "API_TOKEN=…"),
         ('password authentication failed for user "shop"', 'password authentication failed for user "shop"'),
     ],

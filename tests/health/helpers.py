@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 POOLED = {"sqlite": PooledSqliteDatabase, "mysql": PooledMySQLDatabase, "postgres": PooledPostgresqlDatabase}
 TOKEN = "open-sesame"
+QUERYING = "open-sesame-and-query"
+"""Lets in, too, and the guard of the served applications queries for it."""
 PATIENCE = 15.0
 """Seconds for what takes none on a machine that has time."""
 

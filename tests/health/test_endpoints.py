@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.health.helpers import PATIENCE, TOKEN
+from tests.health.helpers import PATIENCE, QUERYING, TOKEN
 from tests.support.client import Client, Request, Response
 from tests.support.concurrency import eventually
 from tests.support.databases import Place, scratch
@@ -236,6 +236,19 @@ def test_they_tell_each_change_and_hold_no_connection(served):
             event = next(event for event in events if event["pools"]["default"]["used"] == 1)
             assert event["holders"][0]["label"].endswith("/hold/watched")
         assert next(event for event in events if event["pools"]["default"]["used"] == 0)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_guard_that_queries_leaves_the_stream_no_connection(framework, tmp_path):
+    url = f"sqlite+pool:///{tmp_path / 'shop.db'}"
+    with (
+        serve(framework, url, options={"release": "request_end"}) as process,
+        listening(process, **{"X-Token": QUERYING}) as (head, events),
+    ):
+        assert head.status == 200
+        event = next(events)
+        assert event["pools"]["default"]["checkouts"] >= 1
+        assert next(events)["pools"]["default"]["used"] == 0
 
 
 def test_who_connects_again_gets_the_points_since(served):

@@ -11,7 +11,7 @@ import pytest
 from peewee_frameworks.doctor import live
 from peewee_frameworks.errors import ConfigurationError, PoolTimeout
 from peewee_frameworks.extension import Extension
-from peewee_frameworks.health import Health
+from peewee_frameworks.health import HOLDERS_TOLD, Health
 from peewee_frameworks.health.history import KEPT, Series, percentile
 from peewee_frameworks.pool import PooledSqliteDatabase
 from peewee_frameworks.pool.stats import Histogram, PoolStats
@@ -185,6 +185,29 @@ def test_it_tells_what_has_happened(lite):
         assert [event["kind"] for event in events] == ["invalidate", "timeout"]  # the latest first
         assert events[0]["text"] == "the password was changed"
         assert events[0]["pool"] == "default"
+
+
+def test_of_very_many_holders_it_tells_the_longest(make_place):
+    database = make_database(make_place("sqlite"), max_connections=103)
+    with health_of(database) as health:
+        conns = [database.pool.acquire() for _ in range(103)]
+        document = body(health.answer("status", {}))
+        assert document["pools"]["default"]["used"] == 103
+        assert len(document["holders"]) == HOLDERS_TOLD
+        seconds = [holder["seconds"] for holder in document["holders"]]
+        assert seconds == sorted(seconds, reverse=True)
+        for conn in conns:
+            database.pool.release(conn)
+
+
+def test_a_suspected_leak_is_told_with_the_unit_of_work(make_place):
+    database = make_database(make_place("sqlite"), leak_threshold=0.05)
+    with health_of(database) as health:
+        with health._orm.scope("job 7"):
+            database.execute_sql("SELECT 1")
+            (event,) = eventually(lambda: body(health.answer("status", {}))["events"])
+        assert event["kind"] == "leak"
+        assert event["text"].endswith(" s, by job 7.")
 
 
 @SERVERS

@@ -77,7 +77,7 @@ class TestFlask:
             async def __call__(self, request):
                 return False
 
-        for guard in (lambda request: refuses(request), Refuses()):
+        for guard in (lambda request: refuses(request), Refuses()):  # noqa: PLW0108 - it hides the coroutine function
             assert self.client(database, guard=guard).get("/db/status").status_code == 403
 
     @pytest.mark.parametrize("refusal", [("Who are you?", 401), Response("Who are you?", 401)])

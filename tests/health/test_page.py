@@ -185,6 +185,19 @@ def test_what_others_have_written_is_text(process, page):
     assert page.complaints == []
 
 
+def test_events_that_are_alike_are_shown_once_each(process, page):
+    """As when two connections pass the leak threshold in one look; a row must not be made anew with each document."""
+    page.open(process.url + PAGE)
+    shown = page.page.evaluate(
+        """() => {
+          const event = { at: 1795654610.1, pool: "default", kind: "leak", text: "the same" };
+          for (let round = 0; round < 3; round++) showEvents([event, event, { ...event, at: 1795654600 }]);
+          return document.querySelectorAll("#events tbody tr").length;
+        }"""
+    )
+    assert shown == 3
+
+
 def test_those_who_do_not_see_it_can_use_it(process, page):
     page.open(process.url + PAGE)
     inner = page.page
