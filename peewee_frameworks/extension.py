@@ -94,7 +94,7 @@ class Extension:
                 "Import the Peewee of your framework, and give its init_app the application itself."
             )
 
-    async def run(self, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+    async def run(self, function: Callable[_Args, _Result], /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
         """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.
 
         Raises: what the function raises; `PoolTimeout` if it was not admitted in time.

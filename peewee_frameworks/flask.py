@@ -66,7 +66,7 @@ class Peewee(Extension):
         self._settings: dict[str, Any] | None = None
         self._start = _Start(self.runtime)
 
-    async def run(self, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+    async def run(self, function: Callable[_Args, _Result], /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
         """Call sync code that queries from an async view, on the request's own thread, in its scope.
 
         There a wait for a connection holds up nobody, so it is possible; such calls take turns.

@@ -14,13 +14,14 @@ import contextvars
 import functools
 import inspect
 import weakref
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .crew import Call, Crew, Dock, Place, Stage
 from .errors import ConfigurationError, PoolTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Mapping
 
     from .scope import Scope
 
@@ -138,20 +139,28 @@ class Runner:
         self._crew = Crew(threads, "peewee-run")
         self._docks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Dock] = weakref.WeakKeyDictionary()
 
-    async def run(
+    def run(
+        self, scope: Scope, function: Callable[..., _Result], /, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, _Result]:
+        """Call `function` on a thread, in `scope`, with a copy of the caller's context; to be awaited.
+
+        A cancelled caller returns at once; the call itself goes on, and the next call of the scope waits for its end.
+
+        Raises: what the function raises; `PoolTimeout` if the scope was not admitted in time.
+        """
+        return self.call(scope, function, args, kwargs)
+
+    async def call(
         self,
         scope: Scope,
         function: Callable[..., _Result],
-        *args: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
         undo: Callable[[], None] | None = None,
-        **kwargs: Any,
     ) -> _Result:
-        """Call `function` on a thread, in `scope`, with a copy of the caller's context.
+        """Do what `run` does; if the caller is cancelled, with `undo` after it.
 
-        A cancelled caller returns at once; the call itself goes on, and the next call of the scope waits for its end. With
-        `undo`, this is called after it, before what the caller goes on with; here and now if the call never begins.
-
-        Raises: what the function raises; `PoolTimeout` if the scope was not admitted in time.
+        `undo` is called after the function, before what the caller goes on with; here and now if the function never is.
         """
         try:
             slot = await self._turn(scope)
@@ -256,7 +265,9 @@ def refuse_coroutines(function: Callable[..., Any]) -> None:
         )
 
 
-def _call(call: _Running, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Result:
+def _call(
+    call: _Running, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> _Result:
     _inside.set(call)
     try:
         return function(*args, **kwargs)

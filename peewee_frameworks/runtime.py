@@ -335,7 +335,7 @@ class Runtime:
 
     # -- async code -----------------------------------------------------------------------------------------------------
 
-    async def run(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+    async def run(self, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result:
         """Call sync code on a thread, in the current scope; outside any scope, in one of its own.
 
         Calls of one scope take turns. The call sees a copy of the caller's context variables.
@@ -353,7 +353,7 @@ class Runtime:
         finally:
             self.end(scope)
 
-    async def _run_in(self, scope: Scope, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+    async def _run_in(self, scope: Scope, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result:
         if not all(state.is_async for state in self.states):
             if scope.idles:
                 return await self.runner.run(scope, _call_and_release, scope, function, *args, **kwargs)

@@ -148,7 +148,7 @@ class AsyncGuarded(Guarded):
         finally:
             self._release_idle()
 
-    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         refuse_coroutines(function)
         try:
             return await pwasyncio.greenlet_spawn(function, *args, **kwargs)

@@ -125,7 +125,7 @@ class _Unit:
                 await asyncio.wrap_future(future)
 
 
-async def run(state: State, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+async def run(state: State, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result:
     """Call sync code on a thread, in the current unit of work, or in one of its own.
 
     Raises: what the function raises; `PoolTimeout` if no place came free in time; `ConfigurationError` if it is a coroutine
@@ -182,7 +182,7 @@ async def enter_block(block: Any) -> Any:
                 unit.scope.finish()
 
     try:
-        result = await _runner(state).run(unit.scope, enter, undo=undo)
+        result = await _runner(state).call(unit.scope, enter, undo=undo)
     except asyncio.CancelledError:
         _pop(block).leave()
         raise
@@ -263,7 +263,7 @@ class AsyncIdiom:
 
     __slots__ = ()
 
-    async def run(self, function: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+    async def run(self, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result:
         """Call sync code that queries, on a thread, in the current unit of work; such calls take turns.
 
         Outside one, each call has a connection of its own; ``async with db`` or ``async with db.atomic()`` keeps one.

@@ -12,6 +12,8 @@ import pytest
 from playhouse.pool import MaxConnectionsExceeded
 
 from peewee_frameworks import ConcurrentUse, ScopeEnded, WouldBlock, connection_scope
+from peewee_frameworks.extension import Extension
+from peewee_frameworks.pool import PooledSqliteDatabase
 from peewee_frameworks.scope import Scope
 from peewee_frameworks.state import install
 from tests.core.conftest import in_use, make_note
@@ -347,3 +349,15 @@ def test_cancelling_the_end_of_an_async_scope_loses_nothing(lite, lite_note):
         asyncio.run(main())
     finally:
         logging.getLogger("peewee_frameworks").setLevel(logging.NOTSET)
+
+
+def test_orm_run_passes_keywords_of_any_name(tmp_path):
+    orm = Extension(PooledSqliteDatabase(str(tmp_path / "x.db")))
+
+    def function(**keywords):
+        return keywords
+
+    given = dict.fromkeys(("self", "function", "scope", "state", "undo", "call"), 1)
+    assert asyncio.run(orm.run(function, **given)) == given
+    assert asyncio.run(orm.database.run(function, **given)) == given
+    orm.database.pool.close()
