@@ -120,7 +120,7 @@ class Place:
     def sessions(self) -> list[Session]:
         """List who is connected to this place, whatever process or pool opened it."""
         if self.kind == "sqlite":
-            return list(_descriptors(Path(self.database)))
+            return self.descriptors()
         with closing(admin_connection(self.kind)) as connection, closing(connection.cursor()) as cursor:
             if self.kind == "postgres":
                 cursor.execute(POSTGRES_SESSIONS, [self.tag])
@@ -129,6 +129,10 @@ class Place:
             busy_ids = {int(number) for number in MYSQL_TRANSACTION.findall(cursor.fetchone()[2])}
             cursor.execute(MYSQL_SESSIONS, [self.tag])
             return [Session(key, command, key in busy_ids, query) for key, command, query in cursor]
+
+    def descriptors(self, suffix: str = "") -> list[Session]:
+        """List the open descriptors of an SQLite file, or of one beside it, in all processes."""
+        return list(_descriptors(Path(self.database + suffix)))
 
     def kill_sessions(self, *ids: Any) -> int:
         """End these sessions on the server, or all; give how many there were. Returns when they are gone."""

@@ -205,9 +205,9 @@ class Served:
             told = self.ask("stats")
             sessions = self.place.sessions()
             if self.place.kind == "sqlite":
-                # Descriptors. While another has the file in WAL mode, SQLite keeps a closed connection's for the next one; and
-                # one whose statement ran on after its request was open beside its replacement.
-                return len(sessions) > 2 * POOL * len(told)
+                # Counted by the write-ahead log, which each that has queried has open: of the file itself SQLite keeps the
+                # descriptors of closed connections for the next ones.
+                return len(self.place.descriptors("-wal")) > sum(stats["idle"] for stats in told)
             return len(sessions) != sum(stats["idle"] for stats in told) or any(
                 session.in_transaction for session in sessions
             )
