@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .scope import Scope
 
 
+_NO_BOUND = 1 << 16
+
+
 class Stage(Enum):
     """Where a call is."""
 
@@ -183,6 +186,9 @@ class Dock:
                 self._pending.remove(call)
             elif call.stage is not Stage.READY:
                 return False
+            else:
+                with contextlib.suppress(ValueError):  # a thread that has ended a call of the place has it in hand
+                    self._crew.ready.remove(call)
             call.stage = Stage.GONE
             call.place.running = False
         call.withdrawn()
@@ -208,6 +214,8 @@ class Dock:
         with self._crew.lock:
             call.place.running = False
             following = self._next(call.place)
+            if following is None:
+                self._crew.running -= 1
             self._done.append(call)
             first = len(self._done) == 1
         if first:
@@ -239,7 +247,11 @@ class Dock:
 
 
 class Crew:
-    """A bounded number of threads; they start when there is work, in the process that has it."""
+    """The threads; they start when there is work, in the process that has it.
+
+    There is one for every call that has a place, so `size` in all for each event loop. Fewer would not do: the callers of one
+    loop would wait on all of them for connections that scopes of another hold, whose next call waits for a thread.
+    """
 
     def __init__(self, size: int, name: str) -> None:
         self.size = size
@@ -252,6 +264,7 @@ class Crew:
         # Held for a few instructions, never while something runs or waits.
         self.lock = threading.Lock()
         self.ready: collections.deque[Call] = collections.deque()
+        self.running = 0  # calls that a thread has in hand
         self._working = 0
 
     def muster(self) -> None:
@@ -264,9 +277,9 @@ class Crew:
     def call_up(self) -> None:
         """See to it that what is ready is run."""
         with self.lock:
-            if self.ready and self._working < self.size:
-                if self._executor is None:
-                    self._executor = ThreadPoolExecutor(self.size, thread_name_prefix=self._name)
+            if self.ready and self._working < self.running + len(self.ready):
+                if self._executor is None:  # it makes a thread only if none is idle; the places bound their number
+                    self._executor = ThreadPoolExecutor(_NO_BOUND, thread_name_prefix=self._name)
                 self._executor.submit(self._work)
                 self._working += 1
 
@@ -281,14 +294,15 @@ class Crew:
         call: Call | None = None
         while True:
             with self.lock:
+                if call is not None and call.stage is not Stage.READY:  # it was taken back meanwhile
+                    call = None
+                    self.running -= 1
                 if call is None:
                     if not self.ready:
                         self._working -= 1
                         return
                     call = self.ready.popleft()
-                if call.stage is not Stage.READY:
-                    call = None
-                    continue
+                    self.running += 1
                 call.stage = Stage.RUNNING
             call.run()
             call = call.place.dock.finished(call)

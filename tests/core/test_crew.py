@@ -319,3 +319,25 @@ def test_a_call_that_the_collector_closes_takes_no_lock(make_runner, scopes):
     # Nobody runs it, and its place is free.
     assert loop.run_until_complete(runner.run(second, lambda: 2)) == 2
     loop.close()
+
+
+def test_loops_in_several_threads_do_not_stop_each_other(make_runner, scopes, db):
+    """The scopes of one hold all connections, and the calls of the other wait for one on as many threads."""
+    runner = make_runner(threads=1)
+    holder, other = scopes(2)
+    waiting, free = threading.Event(), threading.Event()
+
+    def wait():
+        waiting.set()
+        assert free.wait(SECONDS)
+
+    async def hold():
+        await asyncio.to_thread(waiting.wait, SECONDS)
+        await runner.run(holder, free.set)
+
+    thread = threading.Thread(target=lambda: play(lambda: runner.run(other, wait)))
+    thread.start()
+    play(hold)
+    thread.join(SECONDS)
+    assert free.is_set()
+    assert not thread.is_alive()
