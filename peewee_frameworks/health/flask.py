@@ -117,3 +117,6 @@ class _Events:
         streams, self._streams = self._streams, None
         if streams is not None:
             streams.leave()
+
+    def __del__(self) -> None:
+        self.close()  # nobody else does where the application fails after the view, in ``after_request`` for example

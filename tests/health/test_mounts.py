@@ -1,5 +1,6 @@
 """How the endpoints are mounted: each framework's idiom, and the guards it knows."""
 
+import gc
 import warnings
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from starlette.testclient import TestClient
 
 from peewee_frameworks import fastapi, flask, sanic, starlette
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.health.flask import MOST_STREAMS
 from peewee_frameworks.pool import PooledMySQLDatabase, PooledSqliteDatabase
 from tests.support.ports import HOST, reserved_port
 
@@ -95,6 +97,25 @@ class TestFlask:
         for name in ("one", "two"):
             assert app.test_client().get(f"/{name}/ready").json == {"status": "ok"}
         other.close_all()
+
+    def test_a_stream_that_is_never_sent_gives_its_place_back(self, database):
+        client = self.client(database, guard=lambda request: True)
+        client.application.logger.disabled = True  # what it logs is kept by pytest, and the response with it
+        fails = [True] * MOST_STREAMS
+
+        @client.application.after_request
+        def fail(response):
+            if fails and response.status_code == 200:
+                fails.pop()
+                raise LookupError
+            return response
+
+        threaded = {"wsgi.multithread": True}
+        answers = [client.get("/db/events", environ_overrides=threaded).status_code for _ in list(fails)]
+        gc.collect()
+        assert answers == [500] * MOST_STREAMS
+        with client.get("/db/events", environ_overrides=threaded) as answer:
+            assert answer.status_code == 200
 
     def test_they_answer_head(self, database):
         assert self.client(database).head("/db/ready").status_code == 200
