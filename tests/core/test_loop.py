@@ -360,4 +360,5 @@ def test_orm_run_passes_keywords_of_any_name(tmp_path):
     given = dict.fromkeys(("self", "function", "scope", "state", "undo", "call"), 1)
     assert asyncio.run(orm.run(function, **given)) == given
     assert asyncio.run(orm.database.run(function, **given)) == given
-    orm.database.pool.close()
+    orm.runtime.stop()
+    install(orm.database).runner.close()
