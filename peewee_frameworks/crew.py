@@ -267,12 +267,17 @@ class Crew:
         self.running = 0  # calls that a thread has in hand
         self._working = 0
 
-    def muster(self) -> None:
-        """Forget what a parent process had; a lock that one of its threads held would never be free here."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._executor = None
-            self._reset()
+    def muster(self) -> bool:
+        """Forget what a parent process had; a lock that one of its threads held would never be free here.
+
+        Returns: whether this process is new, and the docks are another's.
+        """
+        if self._pid == os.getpid():
+            return False
+        self._pid = os.getpid()
+        self._executor = None
+        self._reset()
+        return True
 
     def call_up(self) -> None:
         """See to it that what is ready is run."""

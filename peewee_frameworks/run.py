@@ -243,7 +243,8 @@ class Runner:
         self._crew.dismiss()
 
     def _dock(self) -> Dock:
-        self._crew.muster()
+        if self._crew.muster():
+            self._docks.clear()
         loop = asyncio.get_running_loop()
         dock = self._docks.get(loop)
         if dock is None:
