@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .doctor import boot, check, examine, live, target
-from .doctor.redact import redact
 from .doctor.report import SEVERITIES
 from .doctor.serving import Serving
+from .redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

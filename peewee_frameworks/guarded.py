@@ -21,6 +21,7 @@ from . import gevent
 from .drivers import close_failed_cursor, is_broken_off, is_clean, reads_later, transaction_is_open
 from .errors import ConcurrentUse, DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
 from .frame import Frame, GuardedCursor, Lineage, current_frames, inherits, native_thread, running_loop
+from .redact import redact
 from .waiting import lending
 
 if TYPE_CHECKING:
@@ -382,7 +383,7 @@ class Guarded:
         except (peewee.OperationalError, peewee.InterfaceError) as error:
             if isinstance(error, PeeweeFrameworksError) or not was_closed or self.deferred:
                 raise
-            raise DatabaseUnavailable(f"{self._state.name}: connecting failed: {error}") from error
+            raise DatabaseUnavailable(f"{self._state.name}: connecting failed: {redact(str(error), [self])}") from error
 
     def close(self) -> bool:
         state = self._state

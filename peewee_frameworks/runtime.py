@@ -24,6 +24,7 @@ from .errors import ConfigurationError, DatabaseUnavailable
 from .frame import current_frames
 from .guarded import GuardedProxy
 from .queries import count_queries
+from .redact import redact
 from .run import Queue, Runner, refuse_coroutines
 from .schema import create_tables
 from .scope import Scope, connection_scope, current_scope
@@ -482,8 +483,8 @@ class Runtime:
 
     def _unreachable(self, alias: str, state: State, error: Exception) -> None:
         message = (
-            f"Database {alias!r}, {state.name}, cannot be reached at start: {error}. Start it, correct its address, or pass "
-            "check='warn' to start without it."
+            f"Database {alias!r}, {state.name}, cannot be reached at start: {redact(str(error), [state.database])}. Start it, "
+            "correct its address, or pass check='warn' to start without it."
         )
         if self.options.check == "fail":
             raise DatabaseUnavailable(message) from error

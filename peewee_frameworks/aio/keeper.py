@@ -23,6 +23,7 @@ from peewee_frameworks.errors import (
 )
 from peewee_frameworks.frame import current_frames
 from peewee_frameworks.pool.stats import Recorder
+from peewee_frameworks.redact import redact
 
 from . import drivers
 from .breath import Breath
@@ -148,7 +149,8 @@ class PoolKeeper:
             driver or isinstance(error, peewee.DatabaseError | peewee.InterfaceError | OSError)
         ):
             return error
-        return DatabaseUnavailable(f"{self._state.name}: connecting failed: {error}")
+        reason = redact(str(error), [self._state.database])
+        return DatabaseUnavailable(f"{self._state.name}: connecting failed: {reason}")
 
     async def open(self) -> Any:
         """Open the pool in the running loop, if it is not open, and return it.

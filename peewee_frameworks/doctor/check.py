@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from peewee_frameworks.redact import one_line, redact
+
 from .case import Case
 from .probe import NoAnswer, ask
-from .redact import one_line, redact
 from .report import SCHEMA, through
 from .serving import Serving
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.errors import ConfigurationError, GeventNotPatched
+from peewee_frameworks.redact import one_line, redact
 
 from . import frameworks, gevent, loop, pool, postgres, server, sqlite, timeouts
 from .case import Case
 from .probe import NoAnswer, ask
-from .redact import one_line, redact
 from .report import Finding, Report
 
 if TYPE_CHECKING:

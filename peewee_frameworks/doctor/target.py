@@ -14,11 +14,11 @@ import peewee
 
 from peewee_frameworks.config import open_databases, safe_url
 from peewee_frameworks.errors import ConfigurationError, GeventNotPatched
+from peewee_frameworks.redact import redact, user_traceback
 from peewee_frameworks.runtime import Runtime
 from peewee_frameworks.state import unwrap
 
 from .boot import NoSuchName, Refused
-from .redact import redact, user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import functools
-import importlib
 import json
 import os
 import secrets
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.redact import one_line, redact
 from peewee_frameworks.scope import current_scope
 
 from .history import INTERVAL, Point, Series
@@ -240,9 +240,7 @@ class Health:
         return label
 
     def _redacted(self, alias: str, error: BaseException) -> str:
-        redact = importlib.import_module("peewee_frameworks.doctor.redact")
-        text: str = redact.redact(redact.one_line(error), [self._orm[alias]])
-        return text
+        return redact(one_line(error), [self._orm[alias]])
 
     def document(self, readiness: Readiness, since: float | None = None) -> dict[str, Any]:
         """Return the status document.

@@ -18,7 +18,7 @@ import peewee
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PACKAGE = str(Path(__file__).resolve().parents[1] / "_").removesuffix("_")  # with the separator
+_PACKAGE = str(Path(__file__).resolve().parent / "_").removesuffix("_")  # with the separator
 _IN_URL = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s:@/'\"]*:)[^\s'\"]*(@)")
 _BY_NAME = re.compile(
     r"((?:pass(?:word|wd)?|pwd|passphrase|secret|token)\w*[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|(?!(?:YES|NO)\b)[^\s,;&)\]}]+)",

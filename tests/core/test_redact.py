@@ -7,7 +7,10 @@ from typing import Any
 import peewee
 import pytest
 
-from peewee_frameworks.doctor.redact import one_line, redact, user_traceback
+from peewee_frameworks.errors import DatabaseUnavailable
+from peewee_frameworks.pool import PooledPostgresqlDatabase
+from peewee_frameworks.redact import one_line, redact, user_traceback
+from peewee_frameworks.state import install
 
 
 @pytest.mark.parametrize(
@@ -78,3 +81,12 @@ def test_a_traceback_keeps_the_chain() -> None:
     text = user_traceback(caught.value)
     assert text.index("KeyError: 'DATABASE'") < text.index("direct cause") < text.index("RuntimeError: no settings")
     assert "sesame" not in text
+
+
+def test_a_drivers_error_at_connect_keeps_the_password():
+    """A login that was put before the host comes back in what the resolver says."""
+    db = PooledPostgresqlDatabase("shop", host="root:opensesame@nowhere.invalid", user="shop", connect_timeout=5)
+    with pytest.raises(DatabaseUnavailable) as caught:
+        install(db).database.connect()
+    assert "opensesame" not in str(caught.value)
+    db.pool.close()
