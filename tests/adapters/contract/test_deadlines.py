@@ -24,7 +24,8 @@ def after_deadline(served: Served, route: str, kind: str, transaction: str) -> N
     if transaction:
         # The loop of a Flask view does not end before its threads; with an asynchronous driver there are none.
         rows = 1 if served.is_flask else 0 if served.is_async else ROWS[kind]
-        assert served.counts(ids) == [rows] * 4
+        # Nothing where the deadline passed before there was a thread for it; never a part of it.
+        assert set(served.counts(ids)) <= {0, rows}
     served.expect_right("/ok", 20)
 
 
