@@ -28,8 +28,7 @@ PLACES: dict[str, tuple[Kind, ...]] = {
 ASYNC_PLACES: dict[str, tuple[str, ...]] = {
     "sanic-single": ("psycopg", "aiomysql"),
     "fastapi-asyncio": ("psycopg", "aiosqlite", "asyncpg"),
-    "starlette-asyncio": ("aiosqlite", "aiomysql"),
-    "starlette-uvloop": ("asyncpg",),
+    "starlette-asyncio": ("aiosqlite", "aiomysql", "asyncpg"),
 }
 
 _TEARDOWN = "has no teardown functions: what runs at the end is middleware, which is tested"

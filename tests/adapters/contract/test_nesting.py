@@ -64,8 +64,10 @@ def test_two_databases_connected_eagerly(name, backend):
             one = rid()
             client = served.start(f"/slow/{one}")
             served.reached(one)
-            assert served.in_use == 2
-            client.drop(how)
-            served.open(one)
+            try:
+                eventually(lambda: served.in_use == 2)  # the request before may still be giving back
+            finally:
+                client.drop(how)
+                served.open(one)
         served.settle()
         eventually(lambda: len(served.place.sessions()) <= 2 * 2 * POOL)
