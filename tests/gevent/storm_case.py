@@ -79,7 +79,7 @@ def client(number):
         job = number * REQUESTS + index + 1
         worker = gevent.spawn(request, job)
         if dice.random() < KILLED:
-            gevent.sleep(dice.random() * 0.2)
+            gevent.sleep(dice.random() * 0.1)
             # A Timeout is what a server's time limit raises; an exit is what its shutdown does.
             worker.kill(gevent.Timeout(None) if job % 2 else gevent.GreenletExit)
         worker.join()
