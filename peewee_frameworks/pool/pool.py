@@ -31,7 +31,7 @@ from .jobs import followed, run_job
 from .leaks import Suspect, log_returned
 from .options import PoolOptions, seconds_to_wait
 from .stats import PoolStats, Recorder, read_stats
-from .upkeep import Upkeep, reap
+from .upkeep import Upkeep, close_what_was_let_go, reap
 from .waiters import TaskWaiter, ThreadWaiter, Waiter, running_loop
 from .workers import runtime, subjects, watch_forks
 
@@ -185,6 +185,7 @@ class Pool:
         for entry in self._take_held(lambda _entry: True):
             self._driver.abort(entry.conn)
             engine.post(CLOSE, entry, "still in use when the pool was closed")
+        close_what_was_let_go(self)
         self._emptied = None
 
     def _shut_down(self, engine: Engine) -> None:

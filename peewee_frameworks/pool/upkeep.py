@@ -50,7 +50,7 @@ class Upkeep:
             self._keep_alive(engine, now)
 
         engine.locked(change)  # plans connects too, min_connections among them
-        _close_what_was_cut(pool)
+        close_what_was_let_go(pool)
         if engine.closed and not engine.entries and not pool.cut:
             return None
         return max(min(nap), 0.005)
@@ -198,7 +198,8 @@ def reap(pool: Pool, engine: Engine, now: float) -> None:
             engine.post(CLOSE, entry, "lost in an interrupt")
 
 
-def _close_what_was_cut(pool: Pool) -> None:
+def close_what_was_let_go(pool: Pool) -> None:
+    """Close the connections that were taken from their users and that these have let go of since."""
     unused = _UNUSED + pool._driver.own_references()
     for key, keeper in snapshot(pool.cut.items()):
         if sys.getrefcount(keeper.conn) <= unused and pool.cut.pop(key, None) is keeper:
