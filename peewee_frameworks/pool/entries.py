@@ -27,7 +27,6 @@ class Entry:
         "generation",
         "id",
         "key",
-        "leaked",
         "probe",
         "reason",
         "renew_at",
@@ -53,9 +52,13 @@ class Entry:
         self.stack: Any = (
             None  # of its checkout, if that is recorded; or in words, where its holder was when it was suspected
         )
-        self.leaked = False
-        self.suspect: Any = None  # who holds it, as was reported
+        self.suspect: Any = None  # who holds it, as was reported when it passed the leak threshold
         self.shared = False  # sent away although somebody may be inside a call
+
+    @property
+    def leaked(self) -> bool:
+        """Whether it was reported for being in use for too long."""
+        return self.suspect is not None
 
 
 class Job(NamedTuple):

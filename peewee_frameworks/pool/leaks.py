@@ -45,11 +45,10 @@ def look_for_leaks(pool: Pool, engine: Engine, now: float, threshold: float) -> 
     pool._arm()  # before the mark: who comes back from now on sees it
     suspects: Mapping[int, Suspect] = pool.describe([entry.conn for entry, _ in passed.values()])
     for key, (entry, since) in passed.items():
-        entry.leaked = True
+        suspect = entry.suspect = suspects.get(key, Suspect())
         if engine.held.get(key) is not entry or entry.since != since:
-            entry.leaked = False  # it came back meanwhile, and may be out again
+            entry.suspect = None  # it came back meanwhile, and may be out again
             continue
-        suspect = suspects.get(key, Suspect())
         if entry.stack is None:
             entry.stack = suspect.stack
         else:

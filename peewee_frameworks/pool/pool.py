@@ -657,7 +657,7 @@ class Pool:
         entry = self.engine.held.get(id(conn))
         if entry is not None:
             entry.thread = threading.get_ident()
-            entry.leaked, entry.suspect = False, None
+            entry.suspect = None
             entry.stack = take(sys._getframe(2)) if self._armed or self.options.leak_stacks else None
         try:
             self.events.emit("checkout", connection=conn)
@@ -670,8 +670,8 @@ class Pool:
         if entry is None:
             return
         if entry.leaked:
-            log_returned(self.name, entry.id, self._clock() - entry.since, entry.suspect or Suspect())
-        entry.leaked, entry.stack, entry.suspect = False, None, None
+            log_returned(self.name, entry.id, self._clock() - entry.since, entry.suspect)
+        entry.stack = entry.suspect = None
         followed.debug("Returning %s to pool.", entry.id, extra={"pool": self.name, "connection": entry.id})
         self.events.emit("checkin", connection=conn)
 
