@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peewee
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
 
 # PyMySQL and mysqlclient keep the status flags of the server's last reply: MySQL's protocol, "Server Status Flags".
 _SERVER_STATUS_IN_TRANS = 0x0001
@@ -106,18 +109,12 @@ def is_disconnect(error: BaseException) -> bool:
     Looks at the driver's error behind Peewee's: MySQL's error number, PostgreSQL's SQLSTATE, and psycopg's bare
     OperationalError without one, which it raises for a broken socket.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        code = seen.args[0] if seen.args else None
-        if isinstance(code, int) and code in _MYSQL_GONE:
+    for seen in _causes(error):
+        if _has_code(seen, _MYSQL_GONE, _SQLSTATE_GONE):
             return True
-        sqlstate = getattr(seen, "sqlstate", None) or getattr(seen, "pgcode", None)
-        if sqlstate is not None and str(sqlstate).startswith(_SQLSTATE_GONE):
-            return True
-        broken_socket = type(seen).__module__.partition(".")[0] in ("psycopg", "psycopg2") and sqlstate is None
+        broken_socket = type(seen).__module__.partition(".")[0] in ("psycopg", "psycopg2") and _sqlstate(seen) is None
         if broken_socket and type(seen).__name__ in ("OperationalError", "InterfaceError"):
             return True
-        seen = seen.__cause__ or seen.__context__
     return False
 
 
@@ -134,19 +131,34 @@ def is_contention(error: BaseException) -> bool:
 
     That is a lock that did not come in time, a deadlock, a serialization failure, and SQLite's "database is locked".
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        code = seen.args[0] if seen.args else None
-        if isinstance(code, int) and code in _MYSQL_CONTENTION:
-            return True
-        sqlstate = getattr(seen, "sqlstate", None) or getattr(seen, "pgcode", None)
-        if sqlstate is not None and str(sqlstate).startswith(_SQLSTATE_CONTENTION):
+    for seen in _causes(error):
+        if _has_code(seen, _MYSQL_CONTENTION, _SQLSTATE_CONTENTION):
             return True
         sqlite_code = getattr(seen, "sqlite_errorcode", None)
         if isinstance(sqlite_code, int) and sqlite_code & 0xFF in _SQLITE_CONTENTION:
             return True
-        seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what is behind it: Peewee's wraps the driver's."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _has_code(error: BaseException, numbers: Container[int], states: tuple[str, ...]) -> bool:
+    code = error.args[0] if error.args else None
+    if isinstance(code, int) and code in numbers:
+        return True
+    sqlstate = _sqlstate(error)
+    return sqlstate is not None and sqlstate.startswith(states)
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    found = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return None if found is None else str(found)
 
 
 _peewee_database: Any = peewee.Database

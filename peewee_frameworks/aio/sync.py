@@ -72,22 +72,13 @@ def _complete(function: Callable[..., _Result], args: tuple[Any, ...], kwargs: d
     return result
 
 
-def _complete_and_release(
-    scope: Scope, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]
+def _complete_and(
+    end: Callable[[], object], function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> _Result:
     try:
         return _complete(function, args, kwargs)
     finally:
-        scope.release_early()
-
-
-def _complete_alone(
-    scope: Scope, function: Callable[..., _Result], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> _Result:
-    try:
-        return _complete(function, args, kwargs)
-    finally:
-        scope.finish()
+        end()
 
 
 def _runner(state: State) -> Runner:
@@ -136,12 +127,12 @@ async def run(state: State, function: Callable[..., _Result], /, *args: Any, **k
     if frames is not None and frames.scope is not None and frames.has(state):
         scope = frames.scope
         if scope.idles:
-            return await _runner(state).run(scope, _complete_and_release, scope, function, args, kwargs)
+            return await _runner(state).run(scope, _complete_and, scope.release_early, function, args, kwargs)
         return await _runner(state).run(scope, _complete, function, args, kwargs)
     scope = Scope([state], f"db.run({getattr(function, '__qualname__', function)})")
     scope.enter()
     try:
-        return await _runner(state).run(scope, _complete_alone, scope, function, args, kwargs)
+        return await _runner(state).run(scope, _complete_and, scope.finish, function, args, kwargs)
     finally:
         scope.exit()  # it is finished on the thread: a cancelled caller leaves the call to its end there
 

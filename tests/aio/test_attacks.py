@@ -17,16 +17,33 @@ from peewee_frameworks.state import install
 from tests.aio.conftest import run
 
 
+def items_of(db):
+    class Item(db.Model):
+        number = peewee.IntegerField()
+
+    return Item
+
+
+def run_on_table(Item, work):
+    """Run `work` on a new table, and close the pool."""
+    db = Item._meta.database
+
+    async def whole():
+        async with connection_scope(db):
+            await db.acreate_tables([Item])
+        await work()
+        await db.close_pool()
+
+    run(whole())
+
+
 def test_a_rollback_that_is_cancelled_while_it_waits_for_its_turn(backend):
     """A sibling of a failed `gather` still runs a statement: the block's ROLLBACK waits for it, and is cancelled there."""
     db = backend.make()
 
-    class Item(db.Model):
-        number = peewee.IntegerField()
+    Item = items_of(db)
 
     async def work():
-        async with connection_scope(db):
-            await db.acreate_tables([Item])
         async with connection_scope(db):
             siblings = []
             with contextlib.suppress(TimeoutError):
@@ -40,21 +57,17 @@ def test_a_rollback_that_is_cancelled_while_it_waits_for_its_turn(backend):
                 await Item.acreate(number=2)
         async with connection_scope(db):
             assert [item.number for item in await db.list(Item.select())] == [2]
-        await db.close_pool()
 
-    run(work())
+    run_on_table(Item, work)
 
 
 def test_a_savepoints_rollback_that_is_cancelled_while_it_waits_for_its_turn(backend):
     """Nor may the transaction around it commit what the savepoint was to take back."""
     db = backend.make()
 
-    class Item(db.Model):
-        number = peewee.IntegerField()
+    Item = items_of(db)
 
     async def work():
-        async with connection_scope(db):
-            await db.acreate_tables([Item])
         async with connection_scope(db):
             siblings = []
             with pytest.raises(TransactionLost):
@@ -71,17 +84,15 @@ def test_a_savepoints_rollback_that_is_cancelled_while_it_waits_for_its_turn(bac
             await Item.acreate(number=4)
         async with connection_scope(db):
             assert [item.number for item in await db.list(Item.select())] == [4]
-        await db.close_pool()
 
-    run(work())
+    run_on_table(Item, work)
 
 
 def test_the_end_of_a_block_on_a_sync_pool_comes_though_it_is_cancelled(tmp_path):
     """It waits for a statement whose caller is gone, and is cancelled there: what comes after the block is outside it."""
     db = PooledSqliteDatabase(str(tmp_path / "end.db"), max_connections=2)
 
-    class Item(db.Model):
-        number = peewee.IntegerField()
+    Item = items_of(db)
 
     begun, end = threading.Event(), threading.Event()
 
@@ -96,7 +107,6 @@ def test_the_end_of_a_block_on_a_sync_pool_comes_though_it_is_cancelled(tmp_path
             await db.run(long)
 
     async def work():
-        await db.acreate_tables([Item])
         async with connection_scope(db):
             task = asyncio.create_task(block())
             await asyncio.to_thread(begun.wait, 10)
@@ -109,17 +119,15 @@ def test_the_end_of_a_block_on_a_sync_pool_comes_though_it_is_cancelled(tmp_path
             await Item.acreate(number=3)
             assert not db._state.frame().transactions
         assert [item.number for item in await db.list(Item.select())] == [3]
-        await db.close_pool()
 
-    run(work())
+    run_on_table(Item, work)
 
 
 def test_a_block_on_a_sync_pool_whose_begin_is_cancelled_is_over_for_what_follows(tmp_path):
     """BEGIN goes on in its thread and is taken back there: the next statement is neither refused nor rolled back."""
     db = PooledSqliteDatabase(str(tmp_path / "begin.db"), max_connections=2)
 
-    class Item(db.Model):
-        number = peewee.IntegerField()
+    Item = items_of(db)
 
     begun, end = threading.Event(), threading.Event()
 
@@ -137,7 +145,6 @@ def test_a_block_on_a_sync_pool_whose_begin_is_cancelled_is_over_for_what_follow
             pytest.fail("it was cancelled")
 
     async def work():
-        await db.acreate_tables([Item])
         async with connection_scope(db):
             task = asyncio.create_task(block())
             await asyncio.to_thread(begun.wait, 10)
@@ -147,9 +154,8 @@ def test_a_block_on_a_sync_pool_whose_begin_is_cancelled_is_over_for_what_follow
             asyncio.get_running_loop().call_soon(end.set)
             await Item.acreate(number=1)
         assert [item.number for item in await db.list(Item.select())] == [1]
-        await db.close_pool()
 
-    run(work())
+    run_on_table(Item, work)
 
 
 def test_a_sync_and_an_asynchronous_database_of_two_adapters_in_one_request(tmp_path):
@@ -179,12 +185,9 @@ def test_what_goes_on_after_the_rollback_of_the_block_it_was_started_in_commits_
     """`gather` lets the others go on when one fails: their next statement would be all that is left of the transaction."""
     db = backend.make()
 
-    class Item(db.Model):
-        number = peewee.IntegerField()
+    Item = items_of(db)
 
     async def work():
-        async with connection_scope(db):
-            await db.acreate_tables([Item])
         over = asyncio.Event()
 
         async def part():
@@ -217,6 +220,5 @@ def test_what_goes_on_after_the_rollback_of_the_block_it_was_started_in_commits_
                 await asyncio.gather(Item.acreate(number=7))
         async with connection_scope(db):
             assert [item.number for item in await db.list(Item.select().order_by(Item.number))] == [4, 5, 6, 7]
-        await db.close_pool()
 
-    run(work())
+    run_on_table(Item, work)

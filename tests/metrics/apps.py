@@ -13,6 +13,8 @@ import os
 import threading
 from typing import Any
 
+import pymysql
+
 from peewee_frameworks import PoolError, metrics
 from peewee_frameworks.pool import PooledMySQLDatabase
 
@@ -82,7 +84,7 @@ def do_not_wait() -> None:
 
 
 def ask_for_one() -> None:
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(PoolError, pymysql.err.Error):  # the server may refuse
         held.append(pool.acquire(1))
 
 

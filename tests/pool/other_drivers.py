@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import threading
 import time
-import warnings
 
 import peewee
 import pytest
 
 import peewee_frameworks.pool as ours
-from peewee_frameworks.errors import PoolError
-from peewee_frameworks.pool.core import UNSEEN
 from peewee_frameworks.pool.drivers import driver_of
 from tests.support.concurrency import eventually, run_threads
 from tests.support.proxy import Proxy
 
-from .stub import numbers, settled
+from .any_driver import (
+    fill,
+    one,
+    test_26_a_connection_killed_in_use_is_not_used_again_and_the_others_are_suspected,  # noqa: F401
+    test_26_after_a_killed_backend_the_next_checkout_works,  # noqa: F401
+    test_27_a_deaf_server_costs_no_more_than_the_timeout,  # noqa: F401
+    test_27_a_server_that_accepts_and_stays_silent_costs_no_more_than_the_timeout,  # noqa: F401
+    test_29_after_a_restart_everybody_is_served,  # noqa: F401
+    test_31_a_ping_leaves_no_transaction,  # noqa: F401
+    test_37_a_failed_transaction_is_rolled_back,  # noqa: F401
+    test_57_after_a_fork_parent_and_child_work_on_sessions_of_their_own,  # noqa: F401
+    test_every_session_is_gone_after_the_close,  # noqa: F401
+)
+from .stub import settled
 
 # name: module, kind of server, class of the pool, its options, round trips that the pool adds to a request
 DRIVERS = {
@@ -68,92 +77,11 @@ def open_pool(driver, monkeypatch):
         eventually(lambda db=db: db.pool.stats().total == 0, deadline=10)
 
 
-def one(db):
-    with db.connection_context():
-        cursor = db.execute_sql("select 1")
-        row = cursor.fetchone()
-        cursor.close()
-        return row
-
-
-def fill(db, count):
-    conns = [db.pool.acquire() for _ in range(count)]
-    for conn in conns:
-        db.pool.release(conn)
-    eventually(lambda: settled(db.pool))
-    return conns
-
-
-def rest(db, driver):
-    """Half a second, for a driver whose connections have no socket to look at; what died a moment ago it hands out."""
-    if driver == "mysql-connector":
-        for entry in db.pool.engine.idle:
-            entry.since -= UNSEEN
-
-
 def test_the_driver_is_recognised(place, open_pool, driver):
     db = open_pool(place)
     (conn,) = fill(db, 1)
     assert driver_of(conn).name == driver.removesuffix("-pure")
     assert db.pool.stats().closes == {}
-
-
-def test_26_after_a_killed_backend_the_next_checkout_works(place, open_pool, driver):
-    db = open_pool(place)
-    fill(db, 3)
-    rest(db, driver)
-    place.kill_sessions()
-    assert [one(db) for _ in range(5)] == [(1,)] * 5
-
-
-def test_26_a_connection_killed_in_use_is_not_used_again_and_the_others_are_suspected(place, open_pool):
-    db = open_pool(place)
-    fill(db, 3)
-    with db.connection_context():
-        place.kill_sessions()
-        with pytest.raises((peewee.DatabaseError, peewee.InterfaceError)):
-            db.execute_sql("select 1")
-    assert db.pool.stats().generation == 1
-    assert one(db) == (1,)
-    eventually(lambda: settled(db.pool) and numbers(db.pool) == (1, 0, 0))
-
-
-def test_27_a_deaf_server_costs_no_more_than_the_timeout(place, open_pool):
-    with Proxy(place.address) as proxy:
-        db = open_pool(place.via(*proxy.address), ping_after=0, max_connections=1, ping_timeout=1, close_timeout=1)
-        fill(db, 1)
-        proxy.deafen()
-        proxy.hang()
-        start = time.monotonic()
-        with pytest.raises(PoolError):
-            db.pool.acquire(timeout=0.5)
-        assert time.monotonic() - start < 0.75
-        proxy.cut()  # before it hears again, or a ping that is answered late vouches for what is cut then
-        proxy.restore()
-        proxy.cut()
-        assert one(db) == (1,)
-
-
-def test_27_a_server_that_accepts_and_stays_silent_costs_no_more_than_the_timeout(place, open_pool):
-    with Proxy(place.address) as proxy:
-        proxy.hang()
-        db = open_pool(place.via(*proxy.address), connect_timeout=2)
-        start = time.monotonic()
-        with pytest.raises(PoolError):
-            db.pool.acquire(timeout=0.4)
-        assert time.monotonic() - start < 0.65
-        proxy.restore()
-        proxy.cut()
-        assert one(db) == (1,)
-
-
-def test_29_after_a_restart_everybody_is_served(place, open_pool, driver):
-    with Proxy(place.address) as proxy:
-        db = open_pool(place.via(*proxy.address), max_connections=10)
-        fill(db, 10)
-        rest(db, driver)
-        proxy.cut()
-        assert run_threads(10, lambda _: one(db)) == [(1,)] * 10
 
 
 def test_30_a_healthy_request_costs_as_few_round_trips_as_the_driver_allows(place, open_pool, driver):
@@ -174,15 +102,6 @@ def test_30_a_healthy_request_costs_as_few_round_trips_as_the_driver_allows(plac
         assert proxy.counters.round_trips - before == least + 5 * DRIVERS[driver][4]
 
 
-def test_31_a_ping_leaves_no_transaction(place, open_pool):
-    db = open_pool(place, ping_after=0)
-    one(db)
-    eventually(lambda: settled(db.pool))
-    one(db)
-    assert db.pool.stats().pings >= 1
-    assert not any(session.in_transaction for session in place.sessions())
-
-
 def test_37_an_open_transaction_is_rolled_back(place, open_pool):
     db = open_pool(place)
     with db.connection_context():
@@ -197,15 +116,6 @@ def test_37_an_open_transaction_is_rolled_back(place, open_pool):
     assert not any(session.in_transaction for session in place.sessions())
 
 
-def test_37_a_failed_transaction_is_rolled_back(place, open_pool):
-    db = open_pool(place)
-    with db.connection_context():
-        db.execute_sql("begin")
-        with pytest.raises(peewee.ProgrammingError):
-            db.execute_sql("select * from no_such_table")
-    assert one(db) == (1,)
-
-
 def test_38_a_result_that_was_not_read_to_its_end_harms_nobody(place, open_pool):
     db = open_pool(place, max_connections=1)
     conn = db.pool.acquire()
@@ -214,14 +124,6 @@ def test_38_a_result_that_was_not_read_to_its_end_harms_nobody(place, open_pool)
     db.pool.release(conn)
     del cursor, conn
     assert [one(db) for _ in range(3)] == [(1,)] * 3
-
-
-def test_every_session_is_gone_after_the_close(place, open_pool):
-    db = open_pool(place)
-    fill(db, 4)
-    assert len(place.sessions()) == 4
-    db.pool.close(5)
-    eventually(lambda: not place.sessions())
 
 
 def test_many_threads_share_few_connections(place, open_pool):
@@ -289,36 +191,3 @@ def test_connections_closed_amid_queries_of_other_threads_do_not_crash_the_proce
     if driver != "mariadb":  # whose cursors leak when a statement fails, and with them the connection
         eventually(lambda: not db.pool.cut)
     gc.collect()
-
-
-def test_57_after_a_fork_parent_and_child_work_on_sessions_of_their_own(place, open_pool):
-    db = open_pool(place)
-    fill(db, 2)
-    db.connect()
-    session_sql = "select connection_id()" if place.kind == "mysql" else "select pg_backend_pid()"
-    mine = db.execute_sql(session_sql).fetchone()[0]
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork in a process with threads
-        pid = os.fork()
-    if pid == 0:
-        answer = b"failed"
-        try:
-            with db.connection_context():
-                answer = str(db.execute_sql(session_sql).fetchone()[0]).encode()
-            db.pool.close(1)
-        except BaseException as error:
-            answer = repr(error).encode()
-        finally:
-            os.write(write, answer)
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        answer = pipe.read().decode()
-    os.waitpid(pid, 0)
-    assert answer.isdigit(), answer
-    assert int(answer) != mine
-    assert db.execute_sql(session_sql).fetchone()[0] == mine
-    db.close()
-    assert [one(db) for _ in range(3)] == [(1,)] * 3
-    assert db.pool.stats().generation == 0

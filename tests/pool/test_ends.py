@@ -123,7 +123,7 @@ def test_55_the_connection_of_a_dead_thread_is_taken_back_before_anyone_starves(
     thread.join()
     start = time.monotonic()
     pool.release(pool.acquire())
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 1.8  # else it has waited for the timeout
     assert pool.stats().reaped == 1
     assert "is gone without returning it" in caplog.text
     pool.close(0)
