@@ -1,20 +1,84 @@
-"""Handlers without a query for `bench_adapters.py`: CONTENDER is ``bare``, ``ours``, or the ``least`` that can be done.
+"""Handlers without a query for `bench_adapters.py`, each contender on a path of its own of one server process.
 
-The least is to set a context variable around the application and to reset it: no per-request state does with less.
+One process, for two of the same program differ by up to a tenth: by what its memory happens to look like.
+
+- ``/bare`` and ``/also``: the framework's alone, twice, to see what the measurement is worth;
+- ``/ours``: with the adapter;
+- ``/less``: a context variable set around the application and reset. No per-request state does with less.
 """
 
+from __future__ import annotations
+
+import asyncio
 import contextvars
-import os
+import socket
+import sys
+from typing import Any
 
 from playhouse.pool import PooledSqliteDatabase
 
-contender = os.environ["CONTENDER"]
+CONTENDERS = ("bare", "also", "ours", "less")
+
 db = PooledSqliteDatabase(":memory:", max_connections=1)
-current = contextvars.ContextVar("current", default=None)
+current: contextvars.ContextVar[Any] = contextvars.ContextVar("current", default=None)
 
 
-def least_asgi(app):
-    async def layer(scope, receive, send):
+def flask() -> Any:
+    applications = {f"/{contender}": _flask(contender) for contender in CONTENDERS}
+
+    def dispatch(environ: Any, start_response: Any) -> Any:
+        return applications[environ["PATH_INFO"]](environ, start_response)
+
+    return dispatch
+
+
+def _flask(contender: str) -> Any:
+    from flask import Flask
+
+    app = Flask(contender)
+
+    @app.get(f"/{contender}")
+    def index() -> Any:
+        return {"hello": "world"}
+
+    if contender == "ours":
+        from peewee_frameworks.flask import Peewee
+
+        Peewee(db).init_app(app)
+    elif contender == "less":
+        bare = app.wsgi_app
+
+        def layer(environ: Any, start_response: Any) -> Any:
+            token = current.set(environ)
+            try:
+                return bare(environ, start_response)
+            finally:
+                current.reset(token)
+
+        app.wsgi_app = layer  # type: ignore[method-assign]
+    return app
+
+
+def _asgi(make: Any) -> Any:
+    """Serve each contender on its path; uvicorn wants ``--interface asgi3`` to see what this is."""
+    applications = {f"/{contender}": make(contender) for contender in CONTENDERS}
+
+    def dispatch(scope: Any, receive: Any, send: Any) -> Any:
+        return applications[scope.get("path", "/ours")](scope, receive, send)  # no path: the lifespan
+
+    return dispatch
+
+
+def starlette() -> Any:
+    return _asgi(_starlette)
+
+
+def fastapi() -> Any:
+    return _asgi(_fastapi)
+
+
+def _least_asgi(app: Any) -> Any:
+    async def layer(scope: Any, receive: Any, send: Any) -> None:
         token = current.set(scope)
         try:
             await app(scope, receive, send)
@@ -24,48 +88,53 @@ def least_asgi(app):
     return layer
 
 
-def flask():
-    from flask import Flask
+def _starlette(contender: str) -> Any:
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
 
-    app = Flask(__name__)
+    async def index(request: Any) -> Any:
+        return JSONResponse({"hello": "world"})
 
-    @app.get("/")
-    def index():
+    app = Starlette(routes=[Route(f"/{contender}", index)])
+    if contender == "ours":
+        from peewee_frameworks.starlette import Peewee
+
+        Peewee(db).init_app(app)
+    return _least_asgi(app) if contender == "less" else app
+
+
+def _fastapi(contender: str) -> Any:
+    from fastapi import FastAPI
+
+    app = FastAPI()
+
+    @app.get(f"/{contender}")
+    async def index() -> Any:
         return {"hello": "world"}
 
     if contender == "ours":
-        from peewee_frameworks.flask import Peewee
+        from peewee_frameworks.fastapi import Peewee
 
         Peewee(db).init_app(app)
-    elif contender == "least":
-        bare = app.wsgi_app
-
-        def layer(environ, start_response):
-            token = current.set(environ)
-            try:
-                return bare(environ, start_response)
-            finally:
-                current.reset(token)
-
-        app.wsgi_app = layer
-    return app
+    return _least_asgi(app) if contender == "less" else app
 
 
-def sanic():
+def _sanic(contender: str) -> Any:
     from sanic import Sanic, json
 
-    class Least(Sanic):
-        async def handle_request(self, request):
+    class Least(Sanic):  # type: ignore[type-arg]
+        async def handle_request(self, request: Any) -> None:
             token = current.set(request)
             try:
                 await super().handle_request(request)
             finally:
                 current.reset(token)
 
-    app = (Least if contender == "least" else Sanic)("bench")
+    app: Any = (Least if contender == "less" else Sanic)(contender)
 
-    @app.get("/")
-    async def index(request):
+    @app.get(f"/{contender}")
+    async def index(request: Any) -> Any:
         return json({"hello": "world"})
 
     if contender == "ours":
@@ -75,33 +144,35 @@ def sanic():
     return app
 
 
-def starlette():
-    from starlette.applications import Starlette
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
+async def serve_sanic(ports: list[int]) -> None:
+    """Serve each contender on a port of its own: a Sanic application takes its requests from its own server only."""
+    import signal
 
-    async def index(request):
-        return JSONResponse({"hello": "world"})
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    servers = []
+    for contender, port in zip(CONTENDERS, ports, strict=True):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        app = _sanic(contender)
+        app.config.TOUCHUP = (
+            not servers
+        )  # Sanic rewrites its classes when the first application starts, for all of them
+        server = await app.create_server(sock=sock, access_log=False)
+        await server.startup()
+        await server.before_start()
+        await server.start_serving()
+        servers.append(server)
+    print("Serving", flush=True)
+    await stop.wait()
+    for server in servers:
+        await server.before_stop()
+        await server.close()
+        await server.after_stop()
 
-    app = Starlette(routes=[Route("/", index)])
-    if contender == "ours":
-        from peewee_frameworks.starlette import Peewee
 
-        Peewee(db).init_app(app)
-    return least_asgi(app) if contender == "least" else app
+if __name__ == "__main__":
+    import uvloop
 
-
-def fastapi():
-    from fastapi import FastAPI
-
-    app = FastAPI()
-
-    @app.get("/")
-    async def index():
-        return {"hello": "world"}
-
-    if contender == "ours":
-        from peewee_frameworks.fastapi import Peewee
-
-        Peewee(db).init_app(app)
-    return least_asgi(app) if contender == "least" else app
+    uvloop.run(serve_sanic([int(port) for port in sys.argv[1:]]))

@@ -1,7 +1,7 @@
 """What each adapter costs a handler without a query, on a real server: the bare framework's requests/s by ours.
 
-Two servers run at once, one bare and one with the adapter, and take turns in short rounds, so that a slow moment of the
-machine hits both. On a busy machine the processor time of the server per request is the steadier figure.
+All contenders are served by one process, and take turns in short rounds, so that a slow moment of the machine and the way
+the process happens to lie in memory hit them alike. Several processes, one after the other, each with another hash seed.
 
 ``python -m benchmarks --only adapter-`` runs these rows alone.
 """
@@ -16,39 +16,44 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tests.support import webservers
+from tests.support.ports import HOST, reserved_port
+from tests.support.process import ServerProcess, python
 
+from .adapter_apps import CONTENDERS
 from .harness import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.process import ServerProcess
-
 OURS = "peewee_frameworks"
+NAMES = {OURS: "ours", "the least: set and reset a variable": "less", "bare against bare": "also"}
 TARGET = 1.05
-ROUNDS = 40
+PROCESSES = 3
+ROUNDS = 60
 CONNECTIONS = 4
-REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 
-SERVERS: dict[str, Callable[..., ServerProcess]] = {
-    # Two threads, for they share one interpreter; and no pipelining, which gthread does not know.
-    "flask": functools.partial(webservers.gunicorn, threads=2, options=("--keep-alive", "60")),
-    "sanic": functools.partial(webservers.sanic, single_process=True),
-    "starlette": webservers.uvicorn,
-    "fastapi": webservers.uvicorn,
-}
+
+def uvicorn(app: str) -> ServerProcess:
+    return webservers.uvicorn(f"benchmarks.adapter_apps:{app}", factory=True, options=("--interface", "asgi3"))
+
+
+def gunicorn(app: str) -> ServerProcess:
+    # Two threads, for they share one interpreter.
+    options = ("--keep-alive", "60")
+    return webservers.gunicorn(
+        f"benchmarks.adapter_apps:{app}", factory=True, threads=2, options=options, ready=f"/{CONTENDERS[0]}"
+    )
 
 
 class Load:
-    """Some keep-alive connections to one server; each sends ``depth`` requests at once and awaits all responses."""
+    """Some keep-alive connections for one contender; each sends ``depth`` requests at once and awaits all responses."""
 
-    def __init__(self, server: ServerProcess, depth: int) -> None:
-        self.depth = depth
+    def __init__(self, server: ServerProcess, port: int, contender: str, depth: int) -> None:
         self.worker = max(server.workers(), default=server.pid)  # gunicorn's only one
-        with server.client() as client:
-            client.get("/")  # what happens once
-        self.socks = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(CONNECTIONS)]
-        self.socks[0].sendall(REQUEST)
+        self.depth = depth
+        self.request = f"GET /{contender} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+        self.socks = [socket.create_connection((HOST, port), 30) for _ in range(CONNECTIONS)]
+        self.socks[0].sendall(self.request)
         response = b""
         while b"}" not in response:  # the body comes whole
             data = self.socks[0].recv(65536)
@@ -63,7 +68,7 @@ class Load:
 
     def round(self, bursts: int) -> tuple[float, float]:
         """Give the seconds per request: of time, and of the server's processor time."""
-        burst, count = REQUEST * self.depth, bursts * self.depth * len(self.socks)
+        burst, count = self.request * self.depth, bursts * self.depth * len(self.socks)
         cpu, start = self.cpu(), time.perf_counter()
         for sock in self.socks:
             sock.sendall(burst)
@@ -83,47 +88,72 @@ class Load:
             sock.close()
 
 
-def ratio(name: str, other: str) -> dict[str, float]:
-    depth = 1 if name == "flask" else 8
+@contextlib.contextmanager
+def loads_of(framework: str) -> Any:
     with contextlib.ExitStack() as stack:
-        loads = []
-        for contender in ("bare", other):
-            server = SERVERS[name](f"benchmarks.adapter_apps:{name}", factory=True, env={"CONTENDER": contender})
-            loads.append(Load(stack.enter_context(server), depth))
-            stack.callback(loads[-1].close)
-        bursts = 400 // depth // CONNECTIONS
-        for load in loads:
-            load.round(bursts)
-        pairs = []
-        for index in range(ROUNDS):
-            first = index % 2
-            results = {which: loads[which].round(bursts) for which in (first, 1 - first)}
-            pairs.append((results[0], results[1]))
+        if framework == "sanic":  # each application wants a server of its own; they share the process and its loop
+            ports = [stack.enter_context(reserved_port()) for _ in CONTENDERS[1:]]
+            server = ServerProcess(
+                lambda port: python("benchmarks.adapter_apps", str(port), *map(str, ports)), announce={"Serving": 1}
+            )
+            stack.enter_context(server)
+            ports = [server.port, *ports]
+        else:
+            server = stack.enter_context((gunicorn if framework == "flask" else uvicorn)(framework))
+            ports = [server.port] * len(CONTENDERS)
+        depth = 1 if framework == "flask" else 8  # gthread knows no pipelining
+        loads = {}
+        for contender, port in zip(CONTENDERS, ports, strict=True):
+            loads[contender] = Load(server, port, contender, depth)
+            stack.callback(loads[contender].close)
+        yield loads
+
+
+@functools.cache
+def measured(framework: str) -> dict[str, dict[str, float]]:
+    """Measure all contenders of a framework, for they only mean something side by side."""
+    pairs: dict[str, list[tuple[float, float]]] = {contender: [] for contender in CONTENDERS}
+    costs: dict[str, list[tuple[float, float]]] = {contender: [] for contender in CONTENDERS}
+    for _ in range(PROCESSES):
+        with loads_of(framework) as loads:
+            bursts = 400 // next(iter(loads.values())).depth // CONNECTIONS
+            for load in loads.values():
+                load.round(bursts)
+            for index in range(ROUNDS):
+                turn = index % len(CONTENDERS)
+                results = {name: loads[name].round(bursts) for name in CONTENDERS[turn:] + CONTENDERS[:turn]}
+                bare = results["bare"]
+                for name, result in results.items():
+                    pairs[name].append((result[0] / bare[0], result[1] / bare[1]))
+                    costs[name].append(result)
     return {
-        "value": statistics.median(ours[0] / bare[0] for bare, ours in pairs),
-        "cpu ratio": statistics.median(ours[1] / bare[1] for bare, ours in pairs),
-        "cpu µs bare": statistics.median(bare[1] for bare, _ in pairs) * 1e6,
-        "cpu µs": statistics.median(ours[1] for _, ours in pairs) * 1e6,
-        "requests/s bare": 1 / statistics.median(bare[0] for bare, _ in pairs),
-        "requests/s": 1 / statistics.median(ours[0] for _, ours in pairs),
+        name: {
+            "value": statistics.median(pair[0] for pair in pairs[name]),
+            "cpu ratio": statistics.median(pair[1] for pair in pairs[name]),
+            "cpu µs bare": statistics.median(cost[1] for cost in costs["bare"]) * 1e6,
+            "cpu µs": statistics.median(cost[1] for cost in costs[name]) * 1e6,
+            "requests/s bare": 1 / statistics.median(cost[0] for cost in costs["bare"]),
+            "requests/s": 1 / statistics.median(cost[0] for cost in costs[name]),
+        }
+        for name in CONTENDERS
     }
 
 
-def row(name: str, server: str) -> Row:
+def row(framework: str, server: str) -> Row:
     contenders: dict[str, Callable[[], Any]] = {
-        OURS: functools.partial(ratio, name, "ours"),
-        "the least: set and reset a variable": functools.partial(ratio, name, "least"),
-        "bare against bare": functools.partial(ratio, name, "bare"),
+        name: functools.partial(lambda contender: measured(framework)[contender], contender)
+        for name, contender in NAMES.items()
     }
-    question = f"{name} on {server}, a handler without a query: bare requests/s by those with the adapter"
+    question = f"{framework} on {server}, a handler without a query: bare requests/s by those with the adapter"
     return Row(
-        f"adapter-{name}",
+        f"adapter-{framework}",
         question,
         "",
         "the least: a context variable set and reset around the application",
         contenders,
         f"<= {TARGET}",
         _passes,
+        repeats=1,
     )
 
 
@@ -133,7 +163,7 @@ def _passes(ours: float, _: Any) -> bool:
 
 ROWS = [
     row("flask", "gunicorn gthread"),
-    row("sanic", "its own server, one process"),
+    row("sanic", "its own server"),
     row("fastapi", "uvicorn"),
     row("starlette", "uvicorn"),
 ]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Where nested adapters find the scope around them. Never the context variable: servers leak contexts between requests.
 # One key and no more: each may be the one with which the server's dictionary has to grow.
 SCOPE_KEY = "peewee_frameworks.scope"
+_SCOPED = ("http", "websocket")
 
 
 class _Work(Scope):
@@ -51,26 +52,30 @@ class _Work(Scope):
         return f"{kind} {printable(self.asgi['path'])}"
 
 
+def _open(scope: MutableMapping[str, Any], outer: Scope | None, runtime: Runtime) -> Scope:
+    work = scope[SCOPE_KEY] = _Work(scope, runtime.states_beside(outer), outer, runtime)
+    runtime.enter(work)
+    return work
+
+
 class ScopeMiddleware:
-    """Open a scope for each request and websocket; inside another adapter's, only for databases it does not have."""
+    """Open a scope for each request and websocket, around handlers that run outside of `RequestMiddleware`."""
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         """Wrap `app`, with the databases and options of `runtime`, which is configured."""
-        self.app = _telling_times(app) if runtime.options.server_timing else app
+        self.app = app
         self.runtime = runtime
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Run the application in a scope of its own."""
         runtime = self.runtime
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
         outer: Scope | None = scope.get(SCOPE_KEY)
-        if outer is not None and outer.has_all(runtime.states):
+        if scope["type"] not in _SCOPED or (outer is not None and outer.has_all(runtime.states)):
             await self.app(scope, receive, send)
             return
-        work = scope[SCOPE_KEY] = _Work(scope, runtime.states_beside(outer), outer, runtime)
-        runtime.enter(work)
+        work = _open(scope, outer, runtime)
+        if runtime.options.server_timing:
+            send = _with_times(work, send)
         try:
             await self.app(scope, receive, send)
         finally:
@@ -79,18 +84,15 @@ class ScopeMiddleware:
             scope[SCOPE_KEY] = outer
 
 
-def _telling_times(app: ASGIApp) -> ASGIApp:
-    """Wrap `app`, inside the scope, to send a ``Server-Timing`` header."""
+def _with_times(work: Scope, send: Send) -> Send:
+    """Return a `send` that adds a ``Server-Timing`` header."""
 
-    async def call(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        async def send_with_times(message: Message) -> None:
-            if message["type"] == "http.response.start" and (times := times_of(scope.get(SCOPE_KEY))) is not None:
-                message = {**message, "headers": [*message.get("headers", ()), (b"server-timing", times.encode())]}
-            await send(message)
+    async def send_with_times(message: Message) -> None:
+        if message["type"] == "http.response.start" and (times := times_of(work)) is not None:
+            message = {**message, "headers": [*message.get("headers", ()), (b"server-timing", times.encode())]}
+        await send(message)
 
-        await app(scope, receive, send_with_times)
-
-    return call
+    return send_with_times
 
 
 class CommitFailed(Exception):
@@ -98,7 +100,11 @@ class CommitFailed(Exception):
 
 
 class RequestMiddleware:
-    """What happens inside the scope: connect eagerly, commit before the first byte, release early, answer errors."""
+    """Serve each request and websocket in a scope: connect eagerly, commit before the first byte, release early.
+
+    And answer errors. It opens the scope itself unless there is one; inside another adapter's, only for databases that this
+    does not have.
+    """
 
     def __init__(
         self,
@@ -106,54 +112,73 @@ class RequestMiddleware:
         runtime: Runtime,
         request_class: Callable[[Any], Any] | None = None,
         names: Callable[[Any], Collection[str]] | None = None,
+        other: ASGIApp | None = None,
     ) -> None:
         """Wrap `app`.
 
         Args:
             app: the application.
-            runtime: the databases and options.
+            runtime: the databases and options; configured.
             request_class: makes of an ASGI scope the request that predicates are given; the scope itself by default.
             names: makes of an ASGI scope what `exclude` patterns are matched against; the path by default.
+            other: takes what is neither a request nor a websocket: a lifespan; `app` by default.
         """
         self.app = app
+        self.other = other or app
         self.runtime = runtime
         self.request_class = request_class
         self.names = names
+        self._served = (runtime,)
 
-    # Not a coroutine of its own around the next one: most requests query nothing, and pay for each layer.
-    def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
+    # One coroutine and one function for each request, for most query nothing, and pay for each layer.
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Run the application with the options that hold for this request."""
-        work: Scope | None = scope.get(SCOPE_KEY)
-        if work is None or work.owner is not self.runtime:
-            work = self.runtime.find(work)
-        if work is None or self.runtime in work.served:
-            return self.app(scope, receive, send)
-        work.served += (self.runtime,)
-        if scope["type"] == "http":
-            return self._http(work, scope, receive, send)
-        return self._websocket(work, scope, receive, send)
+        runtime = self.runtime
+        kind = scope["type"]
+        if kind not in _SCOPED:
+            await self.other(scope, receive, send)
+            return
+        outer: Scope | None = scope.get(SCOPE_KEY)
+        opens = outer is None or not outer.has_all(runtime.states)
+        work = _open(scope, outer, runtime) if opens else runtime.find(outer)
+        if work is None or runtime in work.served:
+            await self.app(scope, receive, send)
+            return
+        work.served += self._served
+        try:
+            if kind == "websocket":
+                await self._websocket(work, scope, receive, send)
+                return
+            if runtime.has_policy:
+                await self._prepare(work, scope)
+            await self.app(scope, receive, self._sending(work, send))
+        except Exception as error:
+            if await self._answered(work, error, send):
+                return
+            if isinstance(error, CommitFailed):
+                raise (error.__cause__ or error) from None
+            raise
+        finally:
+            if opens:
+                # Nothing here awaits, so a cancelled request gives its connection back too.
+                runtime.end(work)
+                scope[SCOPE_KEY] = outer
 
-    async def _http(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    def _sending(self, work: Scope, send: Send) -> Send:
+        runtime = self.runtime
+        if runtime.options.server_timing:
+            send = _with_times(work, send)
+
         def send_in_scope(message: Message) -> Awaitable[None]:
             if work.frames or work.atomic:
                 return self._send(work, message, send)
             # Most requests that query nothing come this way: there is nothing to commit, and nothing to give back yet.
             if message["type"] == "http.response.start":
                 work.started = True
-                work.idles = self.runtime.releases_early  # what a stream or a task takes later must not linger
+                work.idles = runtime.releases_early  # what a stream or a task takes later must not linger
             return send(message)
 
-        try:
-            if self.runtime.has_policy:
-                await self._prepare(work, scope)
-            await self.app(scope, receive, send_in_scope)
-        except CommitFailed as failed:
-            error = failed.__cause__ or failed
-            if not await self._answered(error, send):
-                raise error from None
-        except Exception as error:
-            if work.started or not await self._answered(error, send):
-                raise
+        return send_in_scope
 
     async def _send(self, work: Scope, message: Message, send: Send) -> None:
         """Send a part of the response of a request that has used a database."""
@@ -164,8 +189,12 @@ class RequestMiddleware:
         if message["type"] == "http.response.body":
             self.runtime.release_early(work)  # a stream that idles holds nothing, nor a background task yet to come
 
-    async def _answered(self, error: BaseException, send: Send) -> bool:
+    async def _answered(self, work: Scope, error: BaseException, send: Send) -> bool:
         """Answer an error if the options say so and it is one of those that have an answer; return whether that was so."""
+        if isinstance(error, CommitFailed):
+            error = error.__cause__ or error
+        elif work.started:
+            return False
         problem = problem_for(error) if self.runtime.options.errors else None
         if problem is not None:
             await answer(problem, send)
@@ -222,11 +251,11 @@ class LifespanMiddleware:
         self.app = app
         self.runtime = runtime
 
-    def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle the lifespan; an application that does not support one is spared it."""
-        return (self._run if scope["type"] == "lifespan" else self.app)(scope, receive, send)
-
-    async def _run(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
         await receive()  # lifespan.startup
         try:
             await self.runtime.start_async()
@@ -310,8 +339,7 @@ class PeeweeMiddleware:
         self.runtime = Runtime(database, **options)
         if not self.runtime.configured:
             self.runtime.configure()
-        inner = RequestMiddleware(app, self.runtime)
-        self.app = LifespanMiddleware(ScopeMiddleware(inner, self.runtime), self.runtime)
+        self.app = RequestMiddleware(app, self.runtime, other=LifespanMiddleware(app, self.runtime))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve a request, a websocket, or the lifespan."""

@@ -19,14 +19,17 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import weakref
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, current_app, has_app_context, request
 from flask.ctx import AppContext
 from flask.globals import app_ctx
 from werkzeug.exceptions import default_exceptions
+from werkzeug.wrappers import Response as WerkzeugResponse
+from werkzeug.wsgi import ClosingIterator
 
 from . import gevent
 from .errors import ConfigurationError, DatabaseUnavailable
@@ -49,6 +52,11 @@ _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
 EXTENSION = "peewee"
+
+# From Flask 3.2 on a request's context is the application's.
+_is_single = hasattr(AppContext, "from_environ")
+
+_PRESERVES = "werkzeug.debug.preserve_context"  # to a test client, which pushes a request's context a second time
 
 
 class Peewee(Extension):
@@ -128,7 +136,8 @@ class Peewee(Extension):
             gevent.check(database)
         self._settings = settings
         installed.append(self)
-        app.wsgi_app = ScopeMiddleware(app.wsgi_app, self.runtime, prepare=False)  # type: ignore[method-assign]
+        around = ScopeMiddleware(app.wsgi_app, self.runtime, prepare=False, is_complete=_is_complete)
+        app.wsgi_app = around  # type: ignore[method-assign]
         if self.runtime.options.transaction is not False:
             # First in the list runs last: what another function raises must find the transaction open.
             app.after_request_funcs.setdefault(None, []).insert(0, self._end_transaction)
@@ -170,8 +179,6 @@ class Peewee(Extension):
 
     def _prepare(self) -> None:
         """Before all other before-request functions; what this raises goes to the error handlers."""
-        if self._start.done and not self.runtime.has_policy:
-            return
         work = self._work()
         if work is None:
             return
@@ -226,31 +233,67 @@ class Peewee(Extension):
             context._scopes = {**context._scopes, self: scope}
 
 
+def _is_complete(body: Any) -> bool:
+    """Return whether a body is that of a Werkzeug response which has all its parts already and calls nobody at its end.
+
+    Where Werkzeug no longer is as this knows it, the answer is no, which costs some microseconds, and nothing else.
+    """
+    if type(body) is not ClosingIterator:
+        return False
+    close = getattr(body, "_callbacks", (None,))[-1]  # Response.get_app_iter puts its own there
+    response: Any = getattr(close, "__self__", None)
+    if not isinstance(response, WerkzeugResponse):
+        return False
+    cls: Any = type(response)
+    return _is_plain(cls) and response.is_sequence and getattr(response, "_on_close", None) == []
+
+
+@functools.cache
+def _is_plain(cls: Any) -> bool:
+    own = WerkzeugResponse
+    same: bool = cls.close is own.close and cls.iter_encoded is own.iter_encoded
+    return same
+
+
 def _watch(app: Flask) -> None:
     """Stand where contexts are pushed and requests begin, once for all instances.
 
     Not Flask's signals and before-request functions: Flask asks of each whether it is a coroutine function, at each request.
     """
-    # From Flask 3.2 on a request's context is the application's.
-    for name in ("app_context", "request_context") if hasattr(AppContext, "from_environ") else ("app_context",):
-        setattr(app, name, _scoping(getattr(app, name)))
+    installed: list[Peewee] = app.extensions[EXTENSION]
+    for name in ("app_context", "request_context") if _is_single else ("app_context",):
+        setattr(app, name, _scoping(getattr(app, name), installed))
     preprocess = app.preprocess_request
 
     def preprocess_request() -> Any:
-        for orm in reversed(app.extensions[EXTENSION]):
-            orm._prepare()
+        for orm in reversed(installed):
+            if orm.runtime.has_policy or not orm._start.done:
+                orm._prepare()
         return preprocess()
 
     app.preprocess_request = preprocess_request  # type: ignore[method-assign]
 
 
-def _scoping(make: Callable[..., AppContext]) -> Callable[..., AppContext]:
+def _scoping(make: Callable[..., AppContext], installed: list[Peewee]) -> Callable[..., AppContext]:
     def make_scoped(*args: Any) -> AppContext:
         context: Any = make(*args)
-        context.__class__ = _scoped_class(context.__class__)
+        if _is_single or has_app_context() or not _begins_request(installed):
+            context.__class__ = _scoped_class(context.__class__)
         return context  # type: ignore[no-any-return]
 
     return make_scoped
+
+
+def _begins_request(installed: list[Peewee]) -> bool:
+    """Return whether Flask makes a context to push it at once, into a request's scope; others may be pushed anywhere."""
+    environ = getattr(current_scope(), "environ", None)
+    return environ is not None and _PRESERVES not in environ and _is_in_request(installed)
+
+
+def _is_in_request(installed: list[Peewee]) -> bool:
+    """Return whether the current scope is that of a request, and has all databases of an application's instances."""
+    around = current_scope()
+    return around is not None and not around.ended and len(installed) == 1 and around.owner is installed[0].runtime
 
 
 @functools.cache
@@ -270,9 +313,7 @@ class _ScopedContext:
         super().push()  # type: ignore[misc]
         self._pushed += 1
         installed = self.app.extensions[EXTENSION]
-        around = current_scope()
-        # A request: the scope is our own wrapper's.
-        if around is None or around.ended or len(installed) > 1 or around.owner is not installed[0].runtime:
+        if not _is_in_request(installed):
             for orm in installed:
                 orm._open_in_context(self)
 
@@ -314,18 +355,15 @@ class _Start:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._pid = 0
+        self.done = False
         self._failures = 0
         self._failure: DatabaseUnavailable | None = None
+        _starts.add(self)
 
     @functools.cached_property
     def _lock(self) -> Any:
         # With gunicorn's --preload, gevent patches after this object was made: a lock from before would stop all greenlets.
         return self.__dict__.setdefault("_lock", gevent.make_lock())
-
-    @property
-    def done(self) -> bool:
-        return self._pid == os.getpid()
 
     def __call__(self) -> None:
         failures = self._failures
@@ -340,13 +378,30 @@ class _Start:
                 self._failures += 1
                 self._failure = error
                 raise
-            self._pid, self._failure = os.getpid(), None
+            self.done, self._failure = True, None
 
     def undo(self) -> None:
         with self._lock:
             if self.done:
-                self._pid = 0
+                self.done = False
                 self._runtime.stop()
+
+    def forget(self) -> None:
+        """In the child of a fork: nothing has been started in this process, and nobody holds the lock."""
+        self.done = False
+        self.__dict__.pop("_lock", None)
+
+
+_starts: weakref.WeakSet[_Start] = weakref.WeakSet()
+
+
+def _forget_starts() -> None:
+    for start in list(_starts):
+        start.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_starts)
 
 
 def _answer(error: Exception) -> Any:

@@ -74,7 +74,7 @@ class Peewee(Extension):
         def build_middleware_stack() -> ASGIApp:
             # Now, not above: handlers that the application has registered since go first.
             self._handle_errors(app)
-            return LifespanMiddleware(self._around(build()), self.runtime)
+            return self._around(build(), self._serve_all)
 
         app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
 
@@ -84,7 +84,7 @@ class Peewee(Extension):
         Handlers for 500 run outside all of Starlette's middleware, so without `lifespan` or `init_app` they query outside
         the request's scope.
         """
-        return Middleware(self._layers)
+        return Middleware(self._serve)
 
     def lifespan(self, mine: Callable[[Any], Any] | None = None) -> Lifespan[Any]:
         """Return a lifespan that starts the databases, runs yours, and closes the databases after it.
@@ -138,12 +138,12 @@ class Peewee(Extension):
         if not self.runtime.configured:
             self.runtime.configure()
 
-    def _layers(self, app: ASGIApp) -> ASGIApp:
+    def _serve(self, app: ASGIApp, other: ASGIApp | None = None) -> ASGIApp:
         self._configure()
-        return ScopeMiddleware(self._requests(app), self.runtime)
+        return RequestMiddleware(app, self.runtime, Request, self._names, other)
 
-    def _requests(self, app: ASGIApp) -> ASGIApp:
-        return RequestMiddleware(app, self.runtime, Request, self._names)
+    def _serve_all(self, app: ASGIApp) -> ASGIApp:
+        return self._serve(app, LifespanMiddleware(app, self.runtime))
 
     def _names(self, scope: Scope) -> list[str]:
         names = _names(scope) if self.runtime.options.exclude else [scope["path"]]
@@ -154,25 +154,26 @@ class Peewee(Extension):
                 names.append(HEALTH)
         return names
 
-    def _around(self, stack: ASGIApp) -> ASGIApp:
-        """Put the scope around a middleware stack, so that handlers for 500 run in it, and the rest just inside them.
+    def _around(self, stack: ASGIApp, serve: Callable[[ASGIApp], ASGIApp]) -> ASGIApp:
+        """Put our layer into a middleware stack, inside of what answers errors that nobody handles.
 
-        Inside, because a COMMIT that fails must reach those handlers.
+        Inside, because a COMMIT that fails must reach the application's handler for 500. If it has one, it runs in the scope
+        too, so the scope is opened around it.
         """
         layer: Any = stack
         while layer is not None and not isinstance(layer, ServerErrorMiddleware):
             layer = getattr(layer, "app", None)
         if layer is None:
-            return self._layers(stack)
-        layer.app = self._requests(layer.app)
-        return ScopeMiddleware(stack, self.runtime)
+            return serve(stack)
+        layer.app = serve(layer.app)
+        return stack if layer.handler is None else ScopeMiddleware(stack, self.runtime)
 
     def _install_late(self, app: Any) -> None:
         """Do at start what `init_app` would have done; by then the stack is built."""
         stack = getattr(app, "middleware_stack", None)
         if stack is not None and self not in _installed(app):
             _installed(app).append(self)
-            app.middleware_stack = self._around(stack)
+            app.middleware_stack = self._around(stack, self._serve)
 
     # -- errors ---------------------------------------------------------------------------------------------------------
 

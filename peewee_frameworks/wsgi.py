@@ -14,7 +14,7 @@ from .frame import current_frames
 from .http import problem_for
 from .queries import times_of
 from .runtime import Runtime
-from .scope import Scope, current_scope, printable
+from .scope import Scope, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +32,14 @@ SCOPE_KEY = "peewee_frameworks.scope"
 class ScopeMiddleware:
     """Open a scope for each request, commit before the first byte, release early, answer errors by option."""
 
-    def __init__(self, app: WSGIApp, runtime: Runtime, *, prepare: bool = True) -> None:
+    def __init__(
+        self,
+        app: WSGIApp,
+        runtime: Runtime,
+        *,
+        prepare: bool = True,
+        is_complete: Callable[[Any], bool] | None = None,
+    ) -> None:
         """Wrap `app`.
 
         Args:
@@ -40,11 +47,14 @@ class ScopeMiddleware:
             runtime: the databases and options.
             prepare: connect eagerly, begin atomic requests and answer errors here; False where the framework's adapter does
                 it, when the route is known and with the framework's own error handlers.
+            is_complete: says of a body, other than those of any application, whether no code of the application's is to run
+                any more to make or to close it.
         """
         self.app = app
         self.runtime = runtime
         self.prepare = prepare
-        self._response = _TimedResponse if runtime.options.server_timing else _Response
+        self.is_complete = is_complete
+        self._served = (runtime,)
         # Scopes whose body nobody closed, from its finaliser, which must not do I/O; the next request ends them.
         self._abandoned: collections.deque[Scope] = collections.deque()
 
@@ -58,49 +68,71 @@ class ScopeMiddleware:
             outer = None
         if outer is not None and outer.has_all(runtime.states):
             return self._join(outer, environ, start_response)
-        around = current_scope()
-        if around is not None:  # a test's fixture, say: its idle connection may be the pool's only one
-            around.release_early()
+        around = current_frames.get()
+        if (
+            around is not None and around.scope is not None
+        ):  # a test's fixture, say: it may hold the pool's only connection
+            around.scope.release_early()
         work = environ[SCOPE_KEY] = _Work(environ, runtime.states_beside(outer), outer, runtime)
         runtime.enter(work)
-        response = self._response(runtime, work, start_response)
         try:
-            body = self._call(response, environ)
+            body = self._call(work, environ, start_response)
         except BaseException:
             runtime.end(work)
             raise
-        if _is_complete(body, environ):
+        if self._is_complete(body, environ):
             runtime.end(work)
             return body
-        response.serve(body, self._abandoned)
-        return response
+        return _Body(runtime, work, body, self._abandoned)
 
     def _join(self, outer: Scope, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Run the application in the scope of an adapter around it, by its own options."""
         work = self.runtime.find(outer)
         if work is None or self.runtime in work.served:
             return self.app(environ, start_response)
-        return self._call(self._response(self.runtime, work, start_response), environ)
+        return self._call(work, environ, start_response)
 
-    def _call(self, response: _Response, environ: dict[str, Any]) -> Iterable[bytes]:
-        response.work.served += (self.runtime,)
-        if not self.prepare:
-            return self.app(environ, response.start)
+    def _call(self, work: Scope, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        runtime = self.runtime
+        work.served += self._served
+        if runtime.options.server_timing:
+            start_response = _telling_times(work, start_response)
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            # What a COMMIT raises goes to the application: nothing has been sent yet.
+            if work.frames or work.atomic:
+                runtime.complete(work, int(status[:3]))
+            work.started = True
+            return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+
+        return self._prepared(work, environ, start) if self.prepare else self.app(environ, start)
+
+    def _prepared(self, work: Scope, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         try:
             if self.runtime.has_policy:
                 eager, atomic = self.runtime.policy(environ, (_path(environ),))
                 if atomic:
-                    response.work.set_atomic()
+                    work.set_atomic()
                 if eager:
-                    response.work.connect()
-            return self.app(environ, response.start)
+                    work.connect()
+            return self.app(environ, start)
         except Exception as error:
-            problem = None if response.work.started or not self.runtime.options.errors else problem_for(error)
+            problem = None if work.started or not self.runtime.options.errors else problem_for(error)
             if problem is None:
                 raise
             headers = {**problem.headers, "Content-Type": "application/json", "Content-Length": str(len(problem.body))}
-            response.start(f"{problem.status} {problem.reason}", list(headers.items()))
+            start(f"{problem.status} {problem.reason}", list(headers.items()))
             return [problem.body]
+
+    def _is_complete(self, body: Iterable[bytes], environ: dict[str, Any]) -> bool:
+        """Return whether no code of the application runs any more.
+
+        Such a body is handed on as it is: servers look at a list's length and send a file by the kernel.
+        """
+        if isinstance(body, (list, tuple)) or (self.is_complete is not None and self.is_complete(body)):
+            return True
+        wrapper = environ.get("wsgi.file_wrapper")
+        return isinstance(wrapper, type) and isinstance(body, wrapper)
 
 
 class _Work(Scope):
@@ -123,54 +155,42 @@ class _Work(Scope):
         return f"request {self.environ.get('REQUEST_METHOD', '')} {printable(path)}"
 
 
-class _Response:
-    """What one request answers: its start, before which the transaction ends, and its body, each part made in the scope."""
+class _Body:
+    """The body of one response, each part made in the scope; the request ends with `close`."""
 
     _abandoned: collections.deque[Scope] | None = None
 
-    def __init__(self, runtime: Runtime, work: Scope, start_response: Callable[..., Any]) -> None:
-        self.work = work
+    def __init__(
+        self, runtime: Runtime, work: Scope, body: Iterable[bytes], abandoned: collections.deque[Scope]
+    ) -> None:
+        """Take the application's body, and leave its scope."""
         self._runtime = runtime
-        self._start_response = start_response
-
-    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        """Be the application's ``start_response``.
-
-        Raises: what a COMMIT raised; nothing has been sent then.
-        """
-        work = self.work
-        if work.frames or work.atomic:
-            self._runtime.complete(work, int(status[:3]))
-        work.started = True
-        return self._start_response(status, headers, *([exc_info] if exc_info else ()))
-
-    def serve(self, body: Iterable[bytes], abandoned: collections.deque[Scope]) -> None:
-        """Take the application's body; from now on the request ends with `close`."""
+        self._work = work
         self._body, self._next, self._abandoned = body, iter(body).__next__, abandoned
         self._pause()
-        self.work.exit()
+        work.exit()
 
     def _pause(self) -> None:
         """Hold nothing that nobody needs: the server may take long to send a part."""
-        if self.work.frames and self.work.started:
-            self._runtime.release_early(self.work)
+        if self._work.frames and self._work.started:
+            self._runtime.release_early(self._work)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        token = current_frames.set(self.work)
+        token = current_frames.set(self._work)
         try:
             return self._next()
         finally:
-            if self.work.frames:
+            if self._work.frames:
                 self._pause()
             current_frames.reset(token)
 
     def close(self) -> None:
         """Close the application's body in the scope, then end the scope, whatever that raised."""
         self._abandoned = None
-        work = self.work
+        work = self._work
         if work.ended:
             return
         work.enter()
@@ -184,23 +204,22 @@ class _Response:
     def __del__(self) -> None:
         # Servers close the body; test clients often do not.
         if self._abandoned is not None:
-            if self.work.connected:
-                self._abandoned.append(self.work)
+            if self._work.connected:
+                self._abandoned.append(self._work)
             else:
-                self._runtime.end(self.work)
+                self._runtime.end(self._work)
 
 
-class _TimedResponse(_Response):
-    """One whose head tells how long the request has queried."""
+def _telling_times(work: Scope, start_response: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``start_response`` that adds a ``Server-Timing`` header."""
 
-    def __init__(self, runtime: Runtime, work: Scope, start_response: Callable[..., Any]) -> None:
-        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            times = times_of(work)
-            if times is not None:
-                headers = [*headers, ("Server-Timing", times)]
-            return start_response(status, headers, *exc_info)
+    def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+        times = times_of(work)
+        if times is not None:
+            headers = [*headers, ("Server-Timing", times)]
+        return start_response(status, headers, *exc_info)
 
-        super().__init__(runtime, work, start)
+    return start
 
 
 class PeeweeMiddleware:
@@ -234,12 +253,3 @@ class PeeweeMiddleware:
 
 def _path(environ: dict[str, Any]) -> str:
     return str(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
-
-
-def _is_complete(body: Iterable[bytes], environ: dict[str, Any]) -> bool:
-    """Return whether no code of the application runs any more.
-
-    Such a body is handed on as it is: servers look at a list's length and send a file by the kernel.
-    """
-    wrapper = environ.get("wsgi.file_wrapper")
-    return isinstance(body, (list, tuple)) or (isinstance(wrapper, type) and isinstance(body, wrapper))

@@ -17,13 +17,11 @@ from flask import Flask
 from playhouse.pwasyncio import AsyncSqliteDatabase
 
 from peewee_frameworks import ConfigurationError, connection_scope
-from peewee_frameworks.asgi import RequestMiddleware, ScopeMiddleware
+from peewee_frameworks.asgi import ScopeMiddleware
 from peewee_frameworks.flask import Peewee
 from peewee_frameworks.pool import PooledSqliteDatabase
 from peewee_frameworks.queries import Tally, listed
 from peewee_frameworks.runtime import Runtime
-from peewee_frameworks.wsgi import ScopeMiddleware as WSGIScopeMiddleware
-from peewee_frameworks.wsgi import _Response
 from tests.support.concurrency import eventually
 
 if TYPE_CHECKING:
@@ -132,16 +130,10 @@ def test_an_application_inside_another_tells_it_once(db):
 
 
 def test_off_nothing_is_installed(db):
-    """No hook in the database, nothing in the way of its connects, no layer more around the application."""
-    runtime = Runtime(db)
+    """No hook in the database, nothing in the way of its connects."""
+    Runtime(db)
     assert db.query_hooks == []
     assert "_connect_here" not in vars(db)
-
-    async def app(*_: Any) -> None: ...
-
-    inner = RequestMiddleware(app, runtime)
-    assert ScopeMiddleware(inner, runtime).app is inner
-    assert WSGIScopeMiddleware(app, runtime)._response is _Response
     Runtime(db, server_timing=True)
     Runtime(db, query_budget=3)
     assert len(db.query_hooks) == len(db._state.listeners) == 1
