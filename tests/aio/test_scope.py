@@ -8,11 +8,13 @@ import gc
 import logging
 import threading
 
+import asyncpg
 import peewee
 import pytest
 from playhouse.pwasyncio import MissingGreenletBridge
 
 from peewee_frameworks import ConcurrentUse, PoolTimeout, ScopeEnded, TransactionLost, connection_scope, current_scope
+from peewee_frameworks.http import UNAVAILABLE, problem_for
 from tests.aio.conftest import run, until
 
 
@@ -291,6 +293,33 @@ def test_a_connection_that_is_lost_outside_a_transaction_is_replaced(db, Item, p
         assert await numbers(db, Item) == [1]
 
     play(work)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 20])
+def test_a_connection_lost_between_two_messages_of_a_statement_is_known_as_lost(backends, monkeypatch, turns):
+    """asyncpg prepares, the server is killed, the loop takes some turns, and only then asyncpg binds: always an answer 503."""
+    backend = backends("asyncpg")
+    db = backend.make()
+    prepare = asyncpg.Connection.prepare
+
+    async def prepare_and_die(self, *args, **kwargs):
+        statement = await prepare(self, *args, **kwargs)
+        backend.place.kill_sessions()  # the loop hears nothing of it before its next turn
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return statement
+
+    async def main():
+        async with connection_scope(db):
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncpg.Connection, "prepare", prepare_and_die)
+                with pytest.raises(peewee.PeeweeException) as lost:
+                    await db.aexecute_sql("SELECT 1")
+            assert problem_for(lost.value) is UNAVAILABLE, repr(lost.value)
+            assert (await db.aexecute_sql("SELECT 1")).fetchall() == [(1,)]
+        await db.close_pool()
+
+    run(main())
 
 
 def test_a_commit_on_a_lost_connection_is_an_error_and_nothing_was_committed(db, Item, play, backend):
