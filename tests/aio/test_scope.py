@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import logging
+import sqlite3
 import threading
 
 import asyncpg
@@ -13,7 +15,15 @@ import peewee
 import pytest
 from playhouse.pwasyncio import MissingGreenletBridge
 
-from peewee_frameworks import ConcurrentUse, PoolTimeout, ScopeEnded, TransactionLost, connection_scope, current_scope
+from peewee_frameworks import (
+    ConcurrentUse,
+    PoolConnectTimeout,
+    PoolTimeout,
+    ScopeEnded,
+    TransactionLost,
+    connection_scope,
+    current_scope,
+)
 from peewee_frameworks.http import UNAVAILABLE, problem_for
 from tests.aio.conftest import run, until
 
@@ -403,6 +413,44 @@ def test_a_nested_scope_on_an_exhausted_pool_is_told_why(backend):
             async with connection_scope(db):
                 with pytest.raises(PoolTimeout, match="request GET /outer, holds a connection while it waits"):
                     await db.aexecute_sql("SELECT 1")
+
+    run(main())
+
+
+def test_an_exhausted_pool_names_the_options_of_its_database(backend):
+    """psycopg's pool has names of its own for them."""
+    db = backend.make(size=1, timeout=0.2)
+    size, timeout = ("max_size", "timeout") if backend.driver == "psycopg" else ("pool_size", "acquire_timeout")
+
+    async def main():
+        async with connection_scope(db):
+            await db.aexecute_sql("SELECT 1")
+            with pytest.raises(
+                PoolTimeout, match=rf"waited 0\.2 s \({timeout}\) for one of 1 connections\. Raise {size}, "
+            ):
+                await asyncio.create_task(query(connection_scope(db)), context=contextvars.Context())
+
+    async def query(scope):
+        async with scope:
+            await db.aexecute_sql("SELECT 1")
+
+    run(main())
+
+
+def test_a_locked_file_is_not_called_a_server_that_does_not_answer(backends):
+    """A pragma on the first connection waits for the lock."""
+    backend = backends("aiosqlite")
+    db = backend.make(timeout=0.2)
+
+    async def main():
+        with contextlib.closing(sqlite3.connect(backend.place.database, isolation_level=None)) as locker:
+            locker.execute("BEGIN EXCLUSIVE")
+            async with connection_scope(db):
+                with pytest.raises(PoolConnectTimeout, match=r"no connection within 0\.2 s .* has the file locked"):
+                    await db.aexecute_sql("SELECT 1")
+        async with connection_scope(db):
+            await db.aexecute_sql("SELECT 1")
+        await db.close_pool()
 
     run(main())
 
