@@ -101,16 +101,22 @@ def reads_later(cursor_class: Any) -> bool:
 _MYSQL_GONE = frozenset({1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
 # PostgreSQL: class 08 is "connection exception"; 57P01 to 57P03 are shutdown, crash and "starting up".
 _SQLSTATE_GONE = ("08", "57P01", "57P02", "57P03")
+# asyncpg: the farewell is being read, which only the protocol's state tells; or it was, and the connection is closed.
+_ASYNCPG_GONE = {"InternalClientError": "cannot switch to state", "InterfaceError": "connection is closed"}
 
 
 def is_disconnect(error: BaseException) -> bool:
     """Return whether an error means that the connection, not the statement, failed.
 
     Looks at the driver's error behind Peewee's: MySQL's error number, PostgreSQL's SQLSTATE, and psycopg's bare
-    OperationalError without one, which it raises for a broken socket.
+    OperationalError without one, which it raises for a broken socket. asyncpg says by the text alone that the server's farewell
+    came between two messages of a statement.
     """
     for seen in _causes(error):
         if _has_code(seen, _MYSQL_GONE, _SQLSTATE_GONE):
+            return True
+        text = _ASYNCPG_GONE.get(type(seen).__name__)
+        if text is not None and type(seen).__module__.startswith("asyncpg.") and text in str(seen):
             return True
         broken_socket = type(seen).__module__.partition(".")[0] in ("psycopg", "psycopg2") and _sqlstate(seen) is None
         if broken_socket and type(seen).__name__ in ("OperationalError", "InterfaceError"):

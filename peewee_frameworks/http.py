@@ -49,6 +49,7 @@ HANDLED: tuple[type[Exception], ...] = (
     MaxConnectionsExceeded,
     peewee.OperationalError,
     peewee.InterfaceError,
+    peewee.InternalError,
     peewee.DoesNotExist,
     peewee.IntegrityError,
 )
@@ -68,4 +69,5 @@ def problem_for(error: BaseException) -> Problem | None:
 
 
 def _is_disconnect(error: BaseException) -> bool:
-    return isinstance(error, (peewee.OperationalError, peewee.InterfaceError)) and is_disconnect(error)
+    lost = (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError)
+    return isinstance(error, lost) and is_disconnect(error)

@@ -219,10 +219,17 @@ class Runner:
 
     def _expire(self, dock: Dock, call: Call, scope: Scope) -> None:
         if call.stage is Stage.PENDING and dock.withdraw(call) and not call.waiter.done():
+            hint = "Raise the pool's max_connections, or shorten the work."
+            around = scope.parent
+            if around is not None and around.slot is not None and around.slot.place.admitted:
+                hint = (
+                    f"The scope around this one, {around.label}, is one of them, and keeps its connection while it waits: a "
+                    "scope inside another needs a second one. Share its scope, or give its connection back first."
+                )
             call.waiter.set_exception(
                 PoolTimeout(
                     f"{scope.label}: waited {self.timeout:g} s to be admitted; {self.threads} other units of work were running "
-                    "or holding a connection. Raise the pool's max_connections, or shorten the work."
+                    f"or holding a connection. {hint}"
                 )
             )
 

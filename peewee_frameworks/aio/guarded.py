@@ -19,6 +19,7 @@ from peewee_frameworks.state import display_name, guarded_class
 from .bridge import not_in_bridge, under_bridge
 from .frame import AsyncFrame
 from .keeper import wrapping_errors
+from .sqlite import AsyncSqliteConnection
 from .state import AsyncState
 from .stream import Rows
 
@@ -368,10 +369,32 @@ class AsyncPgGuarded(AsyncGuarded):
     aatomic = transaction = savepoint = atomic
 
 
+class AsyncSqliteGuarded(AsyncGuarded):
+    """Mixed into databases on aiosqlite."""
+
+    __slots__ = ()
+
+    _pragmas: list[tuple[str, Any]]
+
+    async def _set_pragmas(self, conn: Any) -> None:
+        for name, value in self._pragmas:
+            async with conn.execute(f"PRAGMA {name} = {value};"):
+                pass  # the answer of `journal_mode`, left unread, is a statement that writes
+
+    async def _pool_acquire(self, pool: Any) -> Any:
+        conn = await super()._pool_acquire(pool)  # type: ignore[misc]
+        conn.__class__ = AsyncSqliteConnection
+        return conn
+
+
 def install(database: Any) -> AsyncState:
     """Put our state and guards into a pwasyncio database; see `peewee_frameworks.state.install`."""
     cls: Any = type(database)
-    guard = AsyncPgGuarded if isinstance(database, pwasyncio.AsyncPostgresqlDatabase) else AsyncGuarded
+    guard: type = AsyncGuarded
+    if isinstance(database, pwasyncio.AsyncPostgresqlDatabase):
+        guard = AsyncPgGuarded
+    elif isinstance(database, pwasyncio.AsyncSqliteDatabase):
+        guard = AsyncSqliteGuarded
     if database._pool is not None and running_loop() is None:
         raise ConfigurationError(
             f"{display_name(database)}: its pool is open already, in a loop that nobody knows. Give the database to "

@@ -90,9 +90,7 @@ class PoolKeeper:
                 async with asyncio.timeout(seconds):
                     pool = await self.open()
             except TimeoutError:
-                raise PoolConnectTimeout(
-                    f"{self._state.name}: no connection within {seconds:g} s (acquire_timeout). The server does not answer."
-                ) from None
+                raise self._too_slow() from None
         if self.breath.is_due():
             await self.breath.draw()
         try:
@@ -127,9 +125,18 @@ class PoolKeeper:
             conn._pool = pool
             self._state.give_back(conn)
 
+    def _too_slow(self) -> PoolConnectTimeout:
+        database = self._state.database
+        reason = "The server does not answer."
+        if isinstance(database, peewee.SqliteDatabase):  # a pragma on a new connection waits for it
+            reason = "Another connection has the file locked, or its disk is slow."
+        return PoolConnectTimeout(
+            f"{self._state.name}: no connection within {database._acquire_timeout:g} s ({_timeout_option(database)}). {reason}"
+        )
+
     def _exhausted(self) -> PoolTimeout:
         database = self._state.database
-        hint = "Raise pool_size, or give connections back sooner."
+        hint = f"Raise {_size_option(database)}, or give connections back sooner."
         frames = current_frames.get()
         around = frames.scope.parent if frames is not None and frames.scope is not None else None
         if around is not None and (frame := around.frames.get(self._state)) is not None and frame.conn is not None:
@@ -138,8 +145,8 @@ class PoolKeeper:
                 "connections are held so. Share its scope, or give its connection back first."
             )
         return PoolTimeout(
-            f"{self._state.name}: waited {database._acquire_timeout:g} s (acquire_timeout) for one of {database._pool_size} "
-            f"connections. {hint}"
+            f"{self._state.name}: waited {database._acquire_timeout:g} s ({_timeout_option(database)}) for one of "
+            f"{database._pool_size} connections. {hint}"
         )
 
     def unavailable(self, error: Exception) -> Exception:
@@ -282,6 +289,16 @@ class PoolKeeper:
         if database._pool is not None:
             _inherited.append((database._pool, self._stop, self._sentinel, self._opening))
         database._pool = self.home = self._stop = self._sentinel = self._opening = None
+
+
+def _size_option(database: Any) -> str:
+    """Name what the user sets the largest number of connections with."""
+    return getattr(database, "size_option", "pool_size")
+
+
+def _timeout_option(database: Any) -> str:
+    """Name what the user sets the seconds of a wait for a connection with."""
+    return getattr(database, "timeout_option", "acquire_timeout")
 
 
 def _counter(error: Exception) -> str | None:

@@ -149,6 +149,8 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
     psycopg3_adapter = postgres_ext.Psycopg3ExtAdapter
     # psycopg's pool gives back what comes when its waiter was cancelled; see `PoolKeeper`.
     cancels_cleanly = True
+    # The names here of pwasyncio's `pool_size` and `acquire_timeout`, for messages.
+    size_option, timeout_option = "max_size", "timeout"
 
     def __init__(
         self,

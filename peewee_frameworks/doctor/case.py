@@ -96,7 +96,7 @@ class Case:
         """What the user sets the size of this pool with."""
         if not is_async(self.database):
             return "max_connections"
-        return "max_size" if self.driver == "psycopg" else "pool_size"
+        return getattr(self.database, "size_option", "pool_size")
 
     @property
     def lifetime_option(self) -> str:

@@ -274,3 +274,41 @@ def test_a_query_beside_rows_that_are_being_read_is_refused_at_once(backends, dr
         assert await shop.db.count(query) == 3
 
     assert shop.run(work) == [0, 1, 2]
+
+
+@layers(ours=("aiosqlite",))  # the stock layer leaves a thread behind
+def test_who_keeps_what_the_loop_ran_keeps_no_pragma_running(backends, driver, layer, monkeypatch):
+    """A profiler holds callbacks, they hold the result of `PRAGMA journal_mode`, and SQLite commits nothing beside that."""
+    kept = []
+    run_handle = asyncio.Handle._run
+
+    def keep(handle):
+        kept.append(handle)
+        run_handle(handle)
+
+    monkeypatch.setattr(asyncio.Handle, "_run", keep)
+    shop = Shop(backends(driver), layer)
+
+    async def work():
+        async with shop.db.atomic():
+            await shop.Item.acreate(number=1)
+
+    assert shop.run(work) == [1]
+
+
+@layers("aiosqlite", ours=("aiosqlite",))
+def test_who_keeps_an_error_keeps_no_statement_running(backends, driver, layer):
+    """Rows of RETURNING that cannot be read: the error is kept for a report, and the transaction goes on and commits."""
+    shop = Shop(backends(driver), layer)
+    kept = []
+
+    async def work():
+        async with shop.db.atomic():
+            try:
+                await shop.db.aexecute_sql("INSERT INTO item (number) VALUES (1) RETURNING CAST(x'ff' AS TEXT)")
+            except peewee.OperationalError as error:
+                kept.append(error)
+            await shop.Item.acreate(number=2)
+
+    assert shop.run(work) == [1, 2]
+    assert "decode" in str(kept[0])

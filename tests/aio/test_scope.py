@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import logging
+import sqlite3
 import threading
 
+import asyncpg
 import peewee
 import pytest
 from playhouse.pwasyncio import MissingGreenletBridge
 
-from peewee_frameworks import ConcurrentUse, PoolTimeout, ScopeEnded, TransactionLost, connection_scope, current_scope
+from peewee_frameworks import (
+    ConcurrentUse,
+    PoolConnectTimeout,
+    PoolTimeout,
+    ScopeEnded,
+    TransactionLost,
+    connection_scope,
+    current_scope,
+)
+from peewee_frameworks.http import UNAVAILABLE, problem_for
 from tests.aio.conftest import run, until
 
 
@@ -293,6 +305,33 @@ def test_a_connection_that_is_lost_outside_a_transaction_is_replaced(db, Item, p
     play(work)
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 20])
+def test_a_connection_lost_between_two_messages_of_a_statement_is_known_as_lost(backends, monkeypatch, turns):
+    """asyncpg prepares, the server is killed, the loop takes some turns, and only then asyncpg binds: always an answer 503."""
+    backend = backends("asyncpg")
+    db = backend.make()
+    prepare = asyncpg.Connection.prepare
+
+    async def prepare_and_die(self, *args, **kwargs):
+        statement = await prepare(self, *args, **kwargs)
+        backend.place.kill_sessions()  # the loop hears nothing of it before its next turn
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return statement
+
+    async def main():
+        async with connection_scope(db):
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncpg.Connection, "prepare", prepare_and_die)
+                with pytest.raises(peewee.PeeweeException) as lost:
+                    await db.aexecute_sql("SELECT 1")
+            assert problem_for(lost.value) is UNAVAILABLE, repr(lost.value)
+            assert (await db.aexecute_sql("SELECT 1")).fetchall() == [(1,)]
+        await db.close_pool()
+
+    run(main())
+
+
 def test_a_commit_on_a_lost_connection_is_an_error_and_nothing_was_committed(db, Item, play, backend):
     """Even if nothing was asked of the connection since it was lost."""
     if backend.place.kind == "sqlite":
@@ -374,6 +413,44 @@ def test_a_nested_scope_on_an_exhausted_pool_is_told_why(backend):
             async with connection_scope(db):
                 with pytest.raises(PoolTimeout, match="request GET /outer, holds a connection while it waits"):
                     await db.aexecute_sql("SELECT 1")
+
+    run(main())
+
+
+def test_an_exhausted_pool_names_the_options_of_its_database(backend):
+    """psycopg's pool has names of its own for them."""
+    db = backend.make(size=1, timeout=0.2)
+    size, timeout = ("max_size", "timeout") if backend.driver == "psycopg" else ("pool_size", "acquire_timeout")
+
+    async def main():
+        async with connection_scope(db):
+            await db.aexecute_sql("SELECT 1")
+            with pytest.raises(
+                PoolTimeout, match=rf"waited 0\.2 s \({timeout}\) for one of 1 connections\. Raise {size}, "
+            ):
+                await asyncio.create_task(query(connection_scope(db)), context=contextvars.Context())
+
+    async def query(scope):
+        async with scope:
+            await db.aexecute_sql("SELECT 1")
+
+    run(main())
+
+
+def test_a_locked_file_is_not_called_a_server_that_does_not_answer(backends):
+    """A pragma on the first connection waits for the lock."""
+    backend = backends("aiosqlite")
+    db = backend.make(timeout=0.2)
+
+    async def main():
+        with contextlib.closing(sqlite3.connect(backend.place.database, isolation_level=None)) as locker:
+            locker.execute("BEGIN EXCLUSIVE")
+            async with connection_scope(db):
+                with pytest.raises(PoolConnectTimeout, match=r"no connection within 0\.2 s .* has the file locked"):
+                    await db.aexecute_sql("SELECT 1")
+        async with connection_scope(db):
+            await db.aexecute_sql("SELECT 1")
+        await db.close_pool()
 
     run(main())
 

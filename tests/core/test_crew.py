@@ -123,6 +123,24 @@ def test_a_place_that_does_not_come_is_an_error_after_the_timeout(make_runner, s
     play(work)
 
 
+def test_a_scope_inside_another_that_keeps_the_last_place_is_told_why(make_runner, scopes, db):
+    """It waits for the place of the scope that waits for it."""
+    runner = make_runner(timeout=0.05)
+    (outer,) = scopes(1)
+    inner = Scope([install(db)], "inner", outer)
+
+    def query():
+        with install(db).bound(outer.find(install(db))):
+            db.execute_sql("SELECT 1").fetchall()
+
+    async def work():
+        await runner.run(outer, query)
+        with pytest.raises(PoolTimeout, match=r"inner: waited .* The scope around this one, unit 0, is one of them"):
+            await runner.run(inner, query)
+
+    play(work)
+
+
 def test_a_call_that_is_cancelled_before_it_begins_never_runs(make_runner, scopes):
     """Waiting for a place, or for a thread; nobody behind it waits for it."""
     runner = make_runner()
