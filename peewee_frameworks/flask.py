@@ -181,12 +181,11 @@ class Peewee(Extension):
         if not self._start.done and not self.runtime.options.excludes(request, names):
             self._start()
         eager, atomic = self.runtime.policy(request, names)
-        # An application around this one may have begun already; then it will commit.
-        if atomic and not work.atomic:
-            work.set_atomic()
+        if atomic:
+            work.set_atomic(self.runtime.states, self.runtime)
             request.environ[self._atomic_key] = True
         if eager:
-            work.connect()
+            work.connect(self.runtime.states)
 
     @staticmethod
     def _is_for_health() -> bool:

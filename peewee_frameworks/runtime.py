@@ -273,11 +273,8 @@ class Runtime:
         return scope
 
     def _opener(self, scope: Scope) -> Scope:
-        """Return the scope, among this one and those around it, that opened our databases; the others only pass them on."""
-        state = self.states[0]
-        while (parent := scope.parent) is not None and parent.has(state):
-            scope = parent
-        return scope
+        """Return the innermost scope, among this one and those around it, with a database of ours; others only pass them on."""
+        return next(each for each in scope.chain if any(state in each.states for state in self.states))
 
     def policy(self, request: Any, names: Collection[str], options: Options | None = None) -> tuple[bool, bool]:
         """Decide for a request: (connect eagerly?, atomic?).
@@ -305,19 +302,18 @@ class Runtime:
 
         Raises: what a COMMIT raised; no byte may have been sent then.
         """
-        reason = self._reason_to_roll_back(scope, status, options)
-        scope.complete(reason)  # without a transaction too: what follows is not atomic
-        _raise_unless_status(reason)
+        if scope.is_atomic(self):
+            reason = self._reason_to_roll_back(scope, status, options)
+            scope.complete(reason, self)  # without an open transaction too: what follows is not atomic
+            _raise_unless_status(reason)
         self.release_early(scope, options)
 
     async def complete_async(self, scope: Scope, status: int, options: Options | None = None) -> None:
         """Do what `complete` does without blocking the event loop."""
-        if scope.has_transaction:
+        if scope.is_atomic(self):
             reason = self._reason_to_roll_back(scope, status, options)
-            await scopes.complete(scope, reason)
+            await scopes.complete(scope, reason, self)
             _raise_unless_status(reason)
-        else:
-            scope.complete()  # nothing to commit; a query that comes after the first byte is not atomic any more
         self.release_early(scope, options)
 
     def release_early(self, scope: Scope, options: Options | None = None) -> None:
@@ -327,7 +323,7 @@ class Runtime:
             scope.release_early()
 
     def _reason_to_roll_back(self, scope: Scope, status: int, options: Options | None) -> Exception | None:
-        if not scope.has_transaction:
+        if not scope.has_transaction(self):
             return None
         try:
             return ErrorStatus(str(status)) if (options or self.options).rolls_back(status) else None
@@ -369,27 +365,27 @@ class Runtime:
         return result
 
     async def set_atomic(self, scope: Scope) -> None:
-        """Wrap what follows in a transaction per database, without blocking the event loop.
+        """Wrap what follows in a transaction per database of ours, without blocking the event loop.
 
         Raises: what BEGIN raises, on a connection that is open already; else it begins with the first query.
         """
-        if scope.connected:
-            await self._each(scope, Scope.set_atomic)
+        if any(each.connected for each in scope.chain):
+            await self._each(scope, lambda scope, states: scope.set_atomic(states, self))
         else:
-            scope.set_atomic()
+            scope.set_atomic(self.states, self)
 
     async def connect(self, scope: Scope) -> None:
-        """Connect eagerly without blocking the event loop.
+        """Connect our databases eagerly, without blocking the event loop.
 
         Raises: `PoolTimeout`, `DatabaseUnavailable` and what connecting raises.
         """
         await self._each(scope, Scope.connect)
 
     async def _each(self, scope: Scope, step: Callable[[Scope, Sequence[State]], None]) -> None:
-        """Take a step for each database of a scope: on a thread, or in the bridge of an asynchronous one."""
-        if offloaded := [state for state in scope.states if not state.is_async]:
+        """Take a step for each of our databases in a scope: on a thread, or in the bridge of an asynchronous one."""
+        if offloaded := [state for state in self.states if not state.is_async]:
             await self.runner.run(scope, step, scope, offloaded)
-        for state in scope.states:
+        for state in self.states:
             if state.is_async:
                 await state.database.run(step, scope, [state])
 

@@ -66,8 +66,12 @@ class ScopeMiddleware:
         response = self._response(runtime, work, start_response)
         try:
             body = self._call(response, environ)
-        except BaseException:
-            runtime.end(work)
+        except BaseException as error:
+            try:
+                if outer is not None:
+                    work.complete(error, runtime)  # see `_join`
+            finally:
+                runtime.end(work)
             raise
         if _is_complete(body, environ):
             runtime.end(work)
@@ -80,7 +84,12 @@ class ScopeMiddleware:
         work = self.runtime.find(outer)
         if work is None or self.runtime in work.served:
             return self.app(environ, start_response)
-        return self._call(self._response(self.runtime, work, start_response), environ)
+        try:
+            return self._call(self._response(self.runtime, work, start_response), environ)
+        except BaseException as error:
+            # What goes on in the application around is no part of the transaction, and must not be lost with it.
+            work.complete(error, self.runtime)
+            raise
 
     def _call(self, response: _Response, environ: dict[str, Any]) -> Iterable[bytes]:
         response.work.served += (self.runtime,)
@@ -90,9 +99,9 @@ class ScopeMiddleware:
             if self.runtime.has_policy:
                 eager, atomic = self.runtime.policy(environ, (_path(environ),))
                 if atomic:
-                    response.work.set_atomic()
+                    response.work.set_atomic(self.runtime.states, self.runtime)
                 if eager:
-                    response.work.connect()
+                    response.work.connect(self.runtime.states)
             return self.app(environ, response.start)
         except Exception as error:
             problem = None if response.work.started or not self.runtime.options.errors else problem_for(error)

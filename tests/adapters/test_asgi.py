@@ -386,3 +386,30 @@ def test_quart_streams_and_websockets_hold_nothing_while_they_idle(quart):
         client.drop("rst" if number % 2 else "fin")
         socket.abort("rst" if number % 2 else "fin")
     at_rest(quart)
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["its scope", "a scope of its own"])
+async def test_an_exception_that_the_application_around_answers_rolls_back_what_it_came_from(
+    database, item, make_place, more
+):
+    """… and no more: what the application around writes then is kept."""
+    other = make_place("sqlite").make_database()
+
+    def failing():
+        item.create(name="inside")
+        raise LookupError("asked for")
+
+    served = {"default": database, "other": other} if more else database
+    inner = PeeweeMiddleware(answering(failing), served, transaction=True)
+
+    async def around(scope, receive, send):
+        try:
+            await inner(scope, receive, send)
+        except LookupError:
+            await answering(lambda: item.create(name="around"))(scope, receive, send)
+
+    async with client_of(PeeweeMiddleware(around, database)) as client:
+        assert (await client.get("/")).status_code == 200
+    eventually(lambda: not database._in_use)
+    with connection_scope(database):
+        assert [each.name for each in item.select()] == ["around"]
