@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import threading
 from dataclasses import asdict
 from typing import Any
 
@@ -413,3 +415,35 @@ async def test_an_exception_that_the_application_around_answers_rolls_back_what_
     eventually(lambda: not database._in_use)
     with connection_scope(database):
         assert [each.name for each in item.select()] == ["around"]
+
+
+async def test_a_call_that_outlives_its_deadline_in_an_inner_scope_is_not_committed_by_halves(
+    database, item, make_place
+):
+    """The transaction is the outer instance's, and the call was made through the inner one, which is not atomic."""
+    go_on, done = threading.Event(), threading.Event()
+
+    def unit():
+        item.create(name="first half")
+        assert go_on.wait(10)
+        try:
+            item.create(name="second half")
+        finally:
+            done.set()
+
+    async def app(scope, receive, send):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await inner.runtime.run(unit)
+        await send({"type": "http.response.start", "status": 504, "headers": []})
+        go_on.set()
+        await asyncio.to_thread(done.wait, 10)
+        await send({"type": "http.response.body", "body": b""})
+
+    inner = PeeweeMiddleware(app, {"default": database, "other": make_place("sqlite").make_database()})
+    async with client_of(PeeweeMiddleware(inner, database, transaction=True)) as client:
+        assert (await client.get("/")).status_code == 504
+    eventually(lambda: not database._in_use)
+    with connection_scope(database):
+        assert item.select().count() == 0
+    inner.runtime.stop()

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from peewee_frameworks import fastapi, flask, sanic, starlette
 from tests.adapters.contract.apps.work import make_models
+from tests.support.ports import reserved_port
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports websockets.legacy
@@ -117,7 +118,7 @@ def get_sanic(two: Two, make: Callable[[Any], list[Any]], kind: str) -> tuple[in
     for orm in make(sanic.Peewee):
         orm.init_app(app)
     try:
-        with ReusableClient(app) as client:
+        with reserved_port() as port, ReusableClient(app, port=port) as client:
             answer = client.get(f"/{kind}")[1]
             return answer.status, answer.text
     finally:
