@@ -6,14 +6,12 @@ contexts leak between requests in most servers, so nothing here ever means "use 
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import inspect
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, overload
-from urllib.parse import quote
 
 import peewee
 
@@ -23,6 +21,7 @@ from .frame import Frames, current_frames, in_greenlet, native_thread, running_l
 from .state import State, install
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
     from types import TracebackType
@@ -38,6 +37,8 @@ def printable(path: str) -> str:
     """Return a request's path for a label: a line break or a terminal's colours in it do not get into a log."""
     if path.isprintable():
         return path
+    from urllib.parse import quote  # noqa: PLC0415 - few paths are like that
+
     return "".join(each if each.isprintable() else quote(each, errors="surrogatepass") for each in path)
 
 
@@ -316,6 +317,8 @@ def current_scope() -> Scope | None:
 
 async def complete(scope: Scope, error: BaseException | None = None, by: object = None) -> None:
     """Do what `Scope.complete` does from an event loop, without blocking it."""
+    import asyncio  # noqa: PLC0415 - running, or this could not be awaited
+
     frames = scope.atomic_frames(by)
     if not any(frame.state.is_async for frame in frames):
         if any(frame.request_transaction is not None for frame in frames):
@@ -411,6 +414,8 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
 
     async def __aenter__(self) -> Scope:
         scope = self._open(self._label or _place("scope", inspect.currentframe()))
+        import asyncio  # noqa: PLC0415 - as in `complete`
+
         task = asyncio.current_task()
         scope.task = None if task is None else weakref.ref(task)
         return scope
@@ -424,9 +429,12 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
         finally:
             pending = scope.finish()
             _leave(scope, exc)
-            # The next block may want the only connection of the pool; a cancel here loses nothing, they go on by themselves.
-            for future in pending:
-                await asyncio.wrap_future(future)
+            if pending:
+                import asyncio  # noqa: PLC0415 - as in `complete`
+
+                # The next block may want the only connection of the pool; a cancel here loses nothing, they go on.
+                for future in pending:
+                    await asyncio.wrap_future(future)
 
     @overload
     def __call__(self, function: _Function) -> _Function: ...
