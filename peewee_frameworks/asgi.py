@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .http import Problem, problem_for
 from .queries import times_of
 from .runtime import Runtime
-from .scope import Scope, complete, printable
+from .scope import Scope, printable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
@@ -152,9 +152,7 @@ class RequestMiddleware:
             if not await self._answered(error, send):
                 raise error from None
         except Exception as error:
-            if work.parent is not None or work.owner is not self.runtime:
-                # What goes on in the application around is no part of the transaction, and must not be lost with it.
-                await complete(work, error, self.runtime)
+            await self.runtime.roll_back_async(work, error)
             if work.started or not await self._answered(error, send):
                 raise
 

@@ -313,6 +313,22 @@ class Runtime:
             _raise_unless_status(reason)
         self.release_early(scope, options)
 
+    def roll_back(self, scope: Scope, error: BaseException) -> None:
+        """End the transactions that we have begun, because of an exception that leaves our part of a request.
+
+        What the application around does then is no part of them and must not be lost with them. Where there is none, `end`
+        rolls back, and what an error handler queries until then is within the transaction.
+
+        Raises: what a ROLLBACK raised.
+        """
+        if scope.parent is not None or scope.owner is not self:
+            scope.complete(error, self)
+
+    async def roll_back_async(self, scope: Scope, error: BaseException) -> None:
+        """Do what `roll_back` does without blocking the event loop."""
+        if scope.parent is not None or scope.owner is not self:
+            await scopes.complete(scope, error, self)
+
     def release_early(self, scope: Scope, options: Options | None = None) -> None:
         """Give back what is idle, by option; at the first byte and between the parts of a stream."""
         if (options or self.options).release == "response_start":

@@ -68,8 +68,7 @@ class ScopeMiddleware:
             body = self._call(response, environ)
         except BaseException as error:
             try:
-                if outer is not None:
-                    work.complete(error, runtime)  # see `_join`
+                runtime.roll_back(work, error)
             finally:
                 runtime.end(work)
             raise
@@ -87,8 +86,7 @@ class ScopeMiddleware:
         try:
             return self._call(self._response(self.runtime, work, start_response), environ)
         except BaseException as error:
-            # What goes on in the application around is no part of the transaction, and must not be lost with it.
-            work.complete(error, self.runtime)
+            self.runtime.roll_back(work, error)
             raise
 
     def _call(self, response: _Response, environ: dict[str, Any]) -> Iterable[bytes]:
