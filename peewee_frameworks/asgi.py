@@ -152,12 +152,14 @@ class RequestMiddleware:
             if runtime.has_policy:
                 await self._prepare(work, scope)
             await self.app(scope, receive, self._sending(work, send))
+        except CommitFailed as failed:
+            error = failed.__cause__ or failed
+            if not await self._answered(error, send):
+                raise error from None
         except Exception as error:
-            if await self._answered(work, error, send):
-                return
-            if isinstance(error, CommitFailed):
-                raise (error.__cause__ or error) from None
-            raise
+            await runtime.roll_back_async(work, error)
+            if work.started or not await self._answered(error, send):
+                raise
         finally:
             if opens:
                 # Nothing here awaits, so a cancelled request gives its connection back too.
@@ -189,12 +191,8 @@ class RequestMiddleware:
         if message["type"] == "http.response.body":
             self.runtime.release_early(work)  # a stream that idles holds nothing, nor a background task yet to come
 
-    async def _answered(self, work: Scope, error: BaseException, send: Send) -> bool:
+    async def _answered(self, error: BaseException, send: Send) -> bool:
         """Answer an error if the options say so and it is one of those that have an answer; return whether that was so."""
-        if isinstance(error, CommitFailed):
-            error = error.__cause__ or error
-        elif work.started:
-            return False
         problem = problem_for(error) if self.runtime.options.errors else None
         if problem is not None:
             await answer(problem, send)
@@ -208,6 +206,7 @@ class RequestMiddleware:
 
     async def _websocket(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Between two messages a websocket holds no connection."""
+        work.started = True  # and its errors have no response
 
         async def receive_in_scope() -> Message:
             self.runtime.release_early(work)

@@ -87,16 +87,16 @@ class Peewee(starlette.Peewee):
         Raises: `ConfigurationError` if `init_app` was forgotten; what a COMMIT raised.
         """
         work = self._work(connection)
-        if work.atomic:
+        if work.is_atomic(self.runtime):
             yield self.database
             return
         await self.runtime.set_atomic(work)
         try:
             yield self.database
         except BaseException as error:
-            await complete(work, error)
+            await complete(work, error, self.runtime)
             raise
-        await complete(work)
+        await complete(work, by=self.runtime)
 
     def router(
         self, *, guard: Guard | Depends | None = None, probe_timeout: float | None = None, **options: Any

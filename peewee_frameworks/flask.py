@@ -188,12 +188,12 @@ class Peewee(Extension):
         if not self._start.done and not self.runtime.options.excludes(request, names):
             self._start()
         eager, atomic = self.runtime.policy(request, names)
-        # An application around this one may have begun already; then it will commit.
-        if atomic and not work.atomic:
-            work.set_atomic()
-            request.environ[self._atomic_key] = True
+        # An application around this one, with the same Peewee, may have begun already; then it will commit.
+        if atomic and not work.is_atomic(self.runtime):
+            work.set_atomic(self.runtime.states, self.runtime)
+            request.environ[self._atomic_key] = _current_request()
         if eager:
-            work.connect()
+            work.connect(self.runtime.states)
 
     @staticmethod
     def _is_for_health() -> bool:
@@ -203,9 +203,11 @@ class Peewee(Extension):
 
     def _end_transaction(self, response: Response) -> Response:
         """Commit, after all after-request functions; a COMMIT that fails is an exception like one from the view."""
-        work = self._work() if request.environ.pop(self._atomic_key, False) else None
+        began = request.environ.get(self._atomic_key) is _current_request()  # both share the environ
+        work = self._work() if began else None
         if work is None:
             return response
+        del request.environ[self._atomic_key]
         try:
             self.runtime.complete(work, response.status_code)
         except Exception as error:  # noqa: BLE001 - raised again unless the application has a handler for it
@@ -272,6 +274,11 @@ def _watch(app: Flask) -> None:
         return preprocess()
 
     app.preprocess_request = preprocess_request  # type: ignore[method-assign]
+
+
+def _current_request() -> Any:
+    proxy: Any = request
+    return proxy._get_current_object()
 
 
 def _scoping(make: Callable[..., AppContext], installed: list[Peewee]) -> Callable[..., AppContext]:

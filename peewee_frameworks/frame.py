@@ -5,7 +5,6 @@ A frame has one user at a time, and a transaction belongs to the code that inher
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import logging
@@ -20,6 +19,7 @@ from .drivers import transaction_has_failed, transaction_is_open, unread_cursors
 from .errors import ConcurrentUse, ScopeEnded, ScopeError, TransactionLost
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
     from concurrent.futures import Future
 
@@ -64,8 +64,13 @@ def _make_lock() -> Any:
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that runs on this thread now, or None: what blocks here would stall it."""
-    return asyncio._get_running_loop()
+    """Return the event loop that runs on this thread now, or None: what blocks here would stall it.
+
+    It does not import asyncio for the answer: that costs more than all the rest of the core, and many need it not.
+    """
+    # The default is for the moment in which another thread is importing it.
+    find = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
+    return None if find is None else find()
 
 
 def in_greenlet() -> bool:

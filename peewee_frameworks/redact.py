@@ -9,16 +9,14 @@ import importlib
 import os
 import re
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
 
 import peewee
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PACKAGE = str(Path(__file__).resolve().parent / "_").removesuffix("_")  # with the separator
+_PACKAGE = os.path.join(os.path.dirname(os.path.realpath(__file__)), "")  # noqa: PTH118, PTH120 - it costs no import
 _IN_URL = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s:@/'\"]*:)[^\s'\"]*(@)")
 _BY_NAME = re.compile(
     r"((?:pass(?:word|wd)?|pwd|passphrase|secret|token)\w*[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|(?!(?:YES|NO)\b)[^\s,;&)\]}]+)",
@@ -55,12 +53,16 @@ def _known(databases: Iterable[Any]) -> set[str]:
 
 
 def _spellings(secret: str) -> tuple[str, ...]:
+    from urllib.parse import quote, unquote  # noqa: PLC0415 - there is a secret, so something has failed
+
     plain = unquote(secret)
     return secret, plain, quote(plain), quote(plain, safe="")
 
 
 def _password_of(text: Any) -> str | None:
     """Return the password in a URL, or in libpq's keywords and values."""
+    from urllib.parse import urlsplit  # noqa: PLC0415 - as above
+
     text = str(text or "")
     try:
         password: str | None = urlsplit(text).password

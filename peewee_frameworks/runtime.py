@@ -15,23 +15,20 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import peewee
-from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from . import scope as scopes
-from .background import background
 from .config import DEFAULT_ALIAS, Options, open_databases, resolve
-from .errors import ConfigurationError, DatabaseUnavailable
+from .errors import ConfigurationError
 from .frame import current_frames
 from .guarded import GuardedProxy
+from .lifecycle import Lifecycle
 from .queries import count_queries
-from .redact import redact
 from .run import Queue, Runner, refuse_coroutines
-from .schema import create_tables
-from .scope import Scope, connection_scope, current_scope
+from .scope import Scope, current_scope
 from .state import State, display_name, install, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from .leaks import LeakWatch
 
@@ -110,7 +107,7 @@ class Runtime:
         # Whether connections go back at the first byte of a response.
         self.releases_early = True
         self._complete = False  # the state of each database is known
-        self._running = 0  # applications that have started: one `Peewee` may serve several
+        self._lifecycle = Lifecycle()
         runtimes.add(self)
         if database is not None:
             self.configure()
@@ -273,11 +270,8 @@ class Runtime:
         return scope
 
     def _opener(self, scope: Scope) -> Scope:
-        """Return the scope, among this one and those around it, that opened our databases; the others only pass them on."""
-        state = self.states[0]
-        while (parent := scope.parent) is not None and parent.has(state):
-            scope = parent
-        return scope
+        """Return the innermost scope, among this one and those around it, with a database of ours; others only pass them on."""
+        return next(each for each in scope.chain if any(state in each.states for state in self.states))
 
     def policy(self, request: Any, names: Collection[str], options: Options | None = None) -> tuple[bool, bool]:
         """Decide for a request: (connect eagerly?, atomic?).
@@ -305,20 +299,35 @@ class Runtime:
 
         Raises: what a COMMIT raised; no byte may have been sent then.
         """
-        reason = self._reason_to_roll_back(scope, status, options)
-        scope.complete(reason)  # without a transaction too: what follows is not atomic
-        _raise_unless_status(reason)
+        if scope.is_atomic(self):
+            reason = self._reason_to_roll_back(scope, status, options)
+            scope.complete(reason, self)  # without an open transaction too: what follows is not atomic
+            _raise_unless_status(reason)
         self.release_early(scope, options)
 
     async def complete_async(self, scope: Scope, status: int, options: Options | None = None) -> None:
         """Do what `complete` does without blocking the event loop."""
-        if scope.has_transaction:
+        if scope.is_atomic(self):
             reason = self._reason_to_roll_back(scope, status, options)
-            await scopes.complete(scope, reason)
+            await scopes.complete(scope, reason, self)
             _raise_unless_status(reason)
-        else:
-            scope.complete()  # nothing to commit; a query that comes after the first byte is not atomic any more
         self.release_early(scope, options)
+
+    def roll_back(self, scope: Scope, error: BaseException) -> None:
+        """End the transactions that we have begun, because of an exception that leaves our part of a request.
+
+        What the application around does then is no part of them and must not be lost with them. Where there is none, `end`
+        rolls back, and what an error handler queries until then is within the transaction.
+
+        Raises: what a ROLLBACK raised.
+        """
+        if scope.parent is not None or scope.owner is not self:
+            scope.complete(error, self)
+
+    async def roll_back_async(self, scope: Scope, error: BaseException) -> None:
+        """Do what `roll_back` does without blocking the event loop."""
+        if scope.parent is not None or scope.owner is not self:
+            await scopes.complete(scope, error, self)
 
     def release_early(self, scope: Scope, options: Options | None = None) -> None:
         """Give back what is idle, by option; at the first byte and between the parts of a stream."""
@@ -327,7 +336,7 @@ class Runtime:
             scope.release_early()
 
     def _reason_to_roll_back(self, scope: Scope, status: int, options: Options | None) -> Exception | None:
-        if not scope.has_transaction:
+        if not scope.has_transaction(self):
             return None
         try:
             return ErrorStatus(str(status)) if (options or self.options).rolls_back(status) else None
@@ -369,27 +378,27 @@ class Runtime:
         return result
 
     async def set_atomic(self, scope: Scope) -> None:
-        """Wrap what follows in a transaction per database, without blocking the event loop.
+        """Wrap what follows in a transaction per database of ours, without blocking the event loop.
 
         Raises: what BEGIN raises, on a connection that is open already; else it begins with the first query.
         """
-        if scope.connected:
-            await self._each(scope, Scope.set_atomic)
+        if any(each.connected for each in scope.chain):
+            await self._each(scope, lambda scope, states: scope.set_atomic(states, self))
         else:
-            scope.set_atomic()
+            scope.set_atomic(self.states, self)
 
     async def connect(self, scope: Scope) -> None:
-        """Connect eagerly without blocking the event loop.
+        """Connect our databases eagerly, without blocking the event loop.
 
         Raises: `PoolTimeout`, `DatabaseUnavailable` and what connecting raises.
         """
         await self._each(scope, Scope.connect)
 
     async def _each(self, scope: Scope, step: Callable[[Scope, Sequence[State]], None]) -> None:
-        """Take a step for each database of a scope: on a thread, or in the bridge of an asynchronous one."""
-        if offloaded := [state for state in scope.states if not state.is_async]:
+        """Take a step for each of our databases in a scope: on a thread, or in the bridge of an asynchronous one."""
+        if offloaded := [state for state in self.states if not state.is_async]:
             await self.runner.run(scope, step, scope, offloaded)
-        for state in scope.states:
+        for state in self.states:
             if state.is_async:
                 await state.database.run(step, scope, [state])
 
@@ -418,81 +427,27 @@ class Runtime:
 
         Raises: `DatabaseUnavailable` with ``check="fail"``; `ConfigurationError`.
         """
-        self._check_start()
-        started: list[State] = []
-        try:
-            for alias, state in self._to_start():
-                state.users += 1
-                started.append(state)
-                self._start_database(alias, state)
-        except BaseException:
-            for state in reversed(started):
-                _leave(state)
-            raise
-        self._running += 1
+        self._lifecycle.start(self._to_start(), self.options)
         self._has_started()
 
-    def _check_start(self) -> None:
+    async def start_async(self) -> None:
+        """Do what `start` does from an event loop, without blocking it; the pools of asynchronous databases open in this loop.
+
+        Raises: as `start`; what had opened is closed then.
+        """
+        await self._lifecycle.start_async(self._to_start(), self.options)
+        self._has_started()
+
+    def _to_start(self) -> dict[str, State]:
         states = self.states
         self._check_models()
         self.ending = False
-        for state in states:
-            database = state.database
-            if database.deferred:
-                raise ConfigurationError(
-                    f"{display_name(database)}: the database is deferred. Call `db.init(...)` before the application starts."
-                )
-
-    def _to_start(self) -> Iterable[tuple[str, State]]:
-        return () if self._running else zip(self.databases, self.states, strict=True)
-
-    def _start_database(self, alias: str, state: State) -> None:
-        database = state.database
-        if state.is_async:
-            raise ConfigurationError(
-                f"Database {alias!r}, {state.name}, is asynchronous, and this application is not. Give it a sync database."
-            )
-        _open_pool(database)
-        models = self._models_of(database)
-        if self.options.check == "off" and not models:
-            return
-        try:
-            with connection_scope(database, label="the start of the application"):
-                database.connect()
-                create_tables(database, models)
-        except peewee.OperationalError as error:
-            self._unreachable(alias, state, error)
-
-    async def _start_database_async(self, alias: str, state: State) -> None:
-        if not state.is_async:
-            await asyncio.wrap_future(background.submit(lambda: self._start_database(alias, state)))
-            return
-        database = state.database
-        models = self._models_of(database)
-        if self.options.check == "off" and not models:
-            return
-        try:
-            async with connection_scope(database, label="the start of the application"):
-                await database.aconnect()
-                await database.run(create_tables, database, models)
-        except peewee.OperationalError as error:
-            self._unreachable(alias, state, error)
-
-    def _models_of(self, database: Any) -> list[Any]:
-        return [model for model in self.options.create_tables if unwrap(model._meta.database) is database]
-
-    def _unreachable(self, alias: str, state: State, error: Exception) -> None:
-        message = (
-            f"Database {alias!r}, {state.name}, cannot be reached at start: {redact(str(error), [state.database])}. Start it, "
-            "correct its address, or pass check='warn' to start without it."
-        )
-        if self.options.check == "fail":
-            raise DatabaseUnavailable(message) from error
-        logger.warning("%s", message, extra={"database": state.name})
+        return dict(zip(self.databases, states, strict=True))
 
     def stop(self) -> None:
         """Wait for the units of work in flight, then close the pools. Blocks for `close_timeout` seconds at most."""
-        if not self._is_last_stop():
+        self.ending = self._lifecycle.is_last_stop()
+        if not self.ending:
             return
         drained = threading.Event()
         self._drained = drained.set
@@ -501,32 +456,14 @@ class Runtime:
                 drained.wait(self.options.close_timeout)
         finally:
             self._drained = None
-        for state in self._to_leave():
-            _leave(state)
+        self._end_work()
+        self._lifecycle.close()
         self._has_stopped()
-
-    async def start_async(self) -> None:
-        """Do what `start` does from an event loop, without blocking it; the pools of asynchronous databases open in this loop.
-
-        Raises: as `start`; what had opened is closed then.
-        """
-        self._check_start()
-        started: list[State] = []
-        try:
-            for alias, state in self._to_start():
-                state.users += 1
-                started.append(state)
-                await self._start_database_async(alias, state)
-        except BaseException:
-            for state in reversed(started):
-                await self._leave_async(state)
-            raise
-        self._running += 1
-        self._has_started()
 
     async def stop_async(self) -> None:
         """Do what `stop` does from an event loop, without blocking it."""
-        if not self._is_last_stop():
+        self.ending = self._lifecycle.is_last_stop()
+        if not self.ending:
             return
         drained = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -538,9 +475,22 @@ class Runtime:
                         await drained.wait()
         finally:
             self._drained = None
-        for state in self._to_leave():
-            await self._leave_async(state)
+        self._end_work()
+        await self._lifecycle.close_async(self.options.close_timeout)
         self._has_stopped()
+
+    def _end_work(self) -> None:
+        """Tell of what has not ended in time, and let no thread begin anything more."""
+        if self.live:
+            logger.warning(
+                "%d units of work were still running when the application stopped: %s",
+                len(self.live),
+                ", ".join(sorted(scope.label for scope in list(self.live))[:10]),
+                extra={"requests": len(self.live)},
+            )
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
 
     def _has_started(self) -> None:
         if MULTIPROCESS in os.environ:
@@ -554,50 +504,10 @@ class Runtime:
 
             multiprocess.end(self)
 
-    async def _leave_async(self, state: State) -> None:
-        if not state.is_async:  # an asynchronous probe keeps no connection
-            await asyncio.wrap_future(background.submit(lambda: _leave(state)))
-            return
-        state.users -= 1
-        if state.users == 0:
-            await state.database.close_pool(self.options.close_timeout)
-
-    def _is_last_stop(self) -> bool:
-        self._running -= 1
-        self.ending = self._running <= 0
-        return self.ending
-
-    def _to_leave(self) -> list[State]:
-        """Return the databases to be closed at the end, the last opened first."""
-        if self.live:
-            logger.warning(
-                "%d units of work were still running when the application stopped: %s",
-                len(self.live),
-                ", ".join(sorted(scope.label for scope in list(self.live))[:10]),
-                extra={"requests": len(self.live)},
-            )
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
-        if self._running < 0:
-            self._running = 0  # never started: what it did not open it does not close
-            return []
-        return self.states[::-1]
-
 
 def _raise_unless_status(reason: Exception | None) -> None:
     if reason is not None and not isinstance(reason, ErrorStatus):
         raise reason
-
-
-def _leave(state: State) -> None:
-    state.users -= 1
-    if state.users == 0:  # another application of this process may use the same database
-        if state.runner is not None:
-            state.runner.close()
-        if state.probe is not None:
-            state.probe.close()
-        _close_pool(state.database)
 
 
 def _call_and_release(scope: Scope, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result:
@@ -605,20 +515,6 @@ def _call_and_release(scope: Scope, function: Callable[..., _Result], /, *args: 
         return function(*args, **kwargs)
     finally:
         scope.release_early()
-
-
-def _open_pool(database: Any) -> None:
-    pool = getattr(database, "pool", None)
-    if pool is not None:
-        pool.open()  # an application may start again after it has stopped, as in tests
-
-
-def _close_pool(database: Any) -> None:
-    pool = getattr(database, "pool", None)
-    if pool is not None:
-        pool.close()
-    elif isinstance(database, PlayhousePooledDatabase):
-        database.close_idle()
 
 
 def _is_late(database: Any) -> bool:

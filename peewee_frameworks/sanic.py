@@ -346,7 +346,10 @@ class _Part(Scope):
 
 
 def _begin(request: Request) -> _Part | None:
-    """Open the scopes, and stand where the response's first byte must pass; None if a scope around serves all databases."""
+    """Open the scopes, and stand where the response's first byte must pass.
+
+    Returns: the innermost; None if a scope around serves all databases, and no options are to hold for some of them.
+    """
     app: Any = request.app
     stream: Any = request.stream
     outer: Scope | None = request.transport.scope.get(SCOPE_KEY) if app.asgi else None
@@ -354,7 +357,7 @@ def _begin(request: Request) -> _Part | None:
     try:
         for orm in app.ctx.peewee:
             runtime = orm.runtime
-            if outer is None or not outer.has_all(runtime.states):
+            if outer is None or runtime.has_policy or orm._policies or not outer.has_all(runtime.states):
                 outer = part = _Part(request, runtime.states_beside(outer), outer, orm)
                 runtime.enter(part)
     except BaseException:

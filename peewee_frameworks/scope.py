@@ -6,14 +6,12 @@ contexts leak between requests in most servers, so nothing here ever means "use 
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import inspect
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, overload
-from urllib.parse import quote
 
 import peewee
 
@@ -23,7 +21,8 @@ from .frame import Frames, current_frames, in_greenlet, native_thread, running_l
 from .state import State, install
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    import asyncio
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -38,6 +37,8 @@ def printable(path: str) -> str:
     """Return a request's path for a label: a line break or a terminal's colours in it do not get into a log."""
     if path.isprintable():
         return path
+    from urllib.parse import quote  # noqa: PLC0415 - few paths are like that
+
     return "".join(each if each.isprintable() else quote(each, errors="surrogatepass") for each in path)
 
 
@@ -68,8 +69,8 @@ class Scope(Frames):
     # Many requests use no database: what a scope begins with is the class's, so that little is to be made for each.
     ended = False
     """Whether `finish` was called."""
-    atomic = False
-    """Whether a database that connects begins a transaction."""
+    atomic: Mapping[State, object] | None = None
+    """Which of its databases begin a transaction when they connect, and who will end it."""
     started = False
     """Whether its response has begun; adapters note it here."""
     idles = False
@@ -114,6 +115,14 @@ class Scope(Frames):
         """Itself."""
         return self
 
+    @property
+    def chain(self) -> Iterator[Scope]:
+        """Itself and the scopes around, from the inside outwards."""
+        scope: Scope | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+
     def has(self, state: State) -> bool:
         """Return whether it, or a scope around it, has this database."""
         return state in self.states or (self.parent is not None and self.parent.has(state))
@@ -136,7 +145,7 @@ class Scope(Frames):
         """Make the frame of one of its databases, or return the one that another thread made meanwhile."""
         frame = state.new_frame(self.label)
         frame.on_release = self._on_release
-        if self.atomic:
+        if self.atomic and state in self.atomic:
             frame.make_atomic()
         frame = self.frames.setdefault(state, frame)
         if self.ended:  # looked at for the first time by somebody who outlived it
@@ -178,42 +187,79 @@ class Scope(Frames):
                 return False
         return True
 
-    def set_atomic(self, states: Iterable[State] | None = None) -> None:
-        """Wrap what follows in a transaction per database, begun when the database first connects.
+    def set_atomic(self, states: Iterable[State] | None = None, by: object = None) -> None:
+        """Wrap what follows in a transaction per database, begun when the database first connects, or now if it is connected.
+
+        Where somebody has done so already, it stays his: what is done here becomes a part of it.
 
         Args:
-            states: begin now for these databases only, if they are connected.
+            states: these databases only, its own or of the scopes around.
+            by: who will end the transactions; the scope itself by default.
         """
-        self.atomic = True
-        for frame in list(self.frames.values()):
-            if states is not None and frame.state not in states:
+        for state in self.states if states is None else states:
+            scope = next(scope for scope in self.chain if state in scope.states)
+            if scope.atomic and state in scope.atomic:
                 continue
-            frame.make_atomic()
-            if frame.conn is not None and frame.request_transaction is None and not frame.transactions:
-                with frame.state.bound(frame):
-                    frame.begin_request_transaction()
+            scope.atomic = {**(scope.atomic or {}), state: self if by is None else by}
+            frame = scope.frames.get(state)
+            if frame is not None:
+                frame.make_atomic()
+                if frame.conn is not None and frame.request_transaction is None and not frame.transactions:
+                    with state.bound(frame):
+                        frame.begin_request_transaction()
 
-    @property
-    def has_transaction(self) -> bool:
-        """Whether the transaction of an atomic request is open, so that `complete` would do I/O."""
-        return any(frame.request_transaction is not None for frame in self.frames.values())
+    def is_atomic(self, by: object = None) -> bool:
+        """Return whether somebody has made a database of it, or of a scope around, atomic and not ended that yet."""
+        by = self if by is None else by
+        scope: Scope | None = self
+        while scope is not None:  # not `chain`: it is asked of every request that queries
+            if scope.atomic and by in scope.atomic.values():
+                return True
+            scope = scope.parent
+        return False
 
-    def complete(self, error: BaseException | None = None) -> None:
+    def atomic_frames(self, by: object = None, *, forget: bool = False) -> list[Frame]:
+        """Return the frames, of its databases and of those around, whose transactions somebody has to end.
+
+        Args:
+            by: who.
+            forget: whether what connects from now on begins no transaction any more.
+        """
+        found: list[Frame] = []
+        by = self if by is None else by
+        for scope in self.chain:
+            if atomic := scope.atomic:
+                if forget:  # before the look at the frames: another thread may be making one
+                    scope.atomic = {state: who for state, who in atomic.items() if who is not by}
+                frames = scope.frames
+                found += [frames[state] for state, who in atomic.items() if who is by and state in frames]
+        return found
+
+    def has_transaction(self, by: object = None) -> bool:
+        """Return whether the transaction of an atomic request is open, so that `complete` would do I/O."""
+        return any(frame.request_transaction is not None for frame in self.atomic_frames(by))
+
+    def complete(self, error: BaseException | None = None, by: object = None) -> None:
         """Commit the atomic request, or roll it back because of `error`.
 
         With several databases they are committed one after the other; if one fails, the rest is rolled back and the error
         raised. What committed before stays: this is no two-phase commit.
 
+        Args:
+            error: why to roll back.
+            by: who, as `set_atomic` was told.
+
         Raises: what a COMMIT raised.
         """
         failed = error
-        self.atomic = False
-        if error is not None and getattr(self.slot, "busy", False):
+        frames = self.atomic_frames(by, forget=True)
+        # It is the innermost scope's, which need not be this one.
+        if error is not None and any(getattr(scope.slot, "busy", False) for scope in (current_scope() or self).chain):
             # A call of `orm.run` whose caller was cancelled or timed out goes on. After a ROLLBACK its rest would be committed,
             # statement by statement; so the transaction stays open, and `finish` rolls back all of it.
-            for frame in list(self.frames.values()):
+            for frame in frames:
                 frame.leave_open()
-        for frame in list(self.frames.values()):
+        for frame in frames:
             try:
                 frame.end_request_transaction(failed)
             except Exception as raised:  # noqa: BLE001 - the first is raised below, when all have ended
@@ -269,16 +315,20 @@ def current_scope() -> Scope | None:
     return None if frames is None else frames.scope
 
 
-async def complete(scope: Scope, error: BaseException | None = None) -> None:
+async def complete(scope: Scope, error: BaseException | None = None, by: object = None) -> None:
     """Do what `Scope.complete` does from an event loop, without blocking it."""
-    if not any(state.is_async for state in scope.states):
-        if scope.has_transaction:
+    import asyncio  # noqa: PLC0415 - running, or this could not be awaited
+
+    frames = scope.atomic_frames(by)
+    if not any(frame.state.is_async for frame in frames):
+        if any(frame.request_transaction is not None for frame in frames):
             context = contextvars.copy_context()
-            await asyncio.wrap_future(background.submit(lambda: context.run(scope.complete, error)))
+            await asyncio.wrap_future(background.submit(lambda: context.run(scope.complete, error, by)))
+        else:
+            scope.complete(error, by)
         return
-    scope.atomic = False
     failed = error
-    for frame in list(scope.own_frames):
+    for frame in scope.atomic_frames(by, forget=True):
         end = functools.partial(frame.end_request_transaction, failed)
         try:
             if frame.state.is_async:
@@ -364,6 +414,8 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
 
     async def __aenter__(self) -> Scope:
         scope = self._open(self._label or _place("scope", inspect.currentframe()))
+        import asyncio  # noqa: PLC0415 - as in `complete`
+
         task = asyncio.current_task()
         scope.task = None if task is None else weakref.ref(task)
         return scope
@@ -377,9 +429,12 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
         finally:
             pending = scope.finish()
             _leave(scope, exc)
-            # The next block may want the only connection of the pool; a cancel here loses nothing, they go on by themselves.
-            for future in pending:
-                await asyncio.wrap_future(future)
+            if pending:
+                import asyncio  # noqa: PLC0415 - as in `complete`
+
+                # The next block may want the only connection of the pool; a cancel here loses nothing, they go on.
+                for future in pending:
+                    await asyncio.wrap_future(future)
 
     @overload
     def __call__(self, function: _Function) -> _Function: ...

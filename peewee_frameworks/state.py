@@ -13,7 +13,6 @@ Two rules, each behind a failing experiment:
 from __future__ import annotations
 
 import _thread
-import asyncio
 import collections
 import contextlib
 import functools
@@ -68,7 +67,7 @@ _thread_local = threading.local()
 def implicit_owner() -> Any:
     """Return whom state belongs to outside a scope: the task, else the greenlet, else the thread."""
     if running_loop() is not None:
-        task = asyncio.current_task()
+        task = sys.modules["asyncio"].current_task()
         if task is not None:
             return task
     greenlet = sys.modules.get("greenlet")
@@ -88,9 +87,12 @@ def _is_dead(owner: Any) -> bool:
         return True
     if isinstance(owner, _ThreadOwner):
         return False  # or it would be None
-    if isinstance(owner, asyncio.Future):
-        return owner.done()
-    return bool(owner.dead)
+    return bool(owner.done() if _is_task(owner) else owner.dead)
+
+
+def _is_task(owner: Any) -> bool:
+    module = sys.modules.get("asyncio")  # whoever has a task has imported it
+    return module is not None and isinstance(owner, module.Future)
 
 
 class _NoLock:
@@ -422,10 +424,10 @@ class State:
 
 
 def _owner_name(owner: Any) -> str:
-    if isinstance(owner, asyncio.Task):
-        return f"task {owner.get_name()!r}"
     if isinstance(owner, _ThreadOwner):
         return f"thread {owner.name!r}"
+    if _is_task(owner):
+        return f"task {owner.get_name()!r}"
     return f"greenlet {id(owner):#x}"
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from .config import Databases, OptionKeywords
+    from .frame import Frames
     from .state import State
 
     WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -69,16 +70,17 @@ class ScopeMiddleware:
         if outer is not None and outer.has_all(runtime.states):
             return self._join(outer, environ, start_response)
         around = current_frames.get()
-        if (
-            around is not None and around.scope is not None
-        ):  # a test's fixture, say: it may hold the pool's only connection
-            around.scope.release_early()
+        if around is not None:
+            _release_idle(around)
         work = environ[SCOPE_KEY] = _Work(environ, runtime.states_beside(outer), outer, runtime)
         runtime.enter(work)
         try:
             body = self._call(work, environ, start_response)
-        except BaseException:
-            runtime.end(work)
+        except BaseException as error:
+            try:
+                runtime.roll_back(work, error)
+            finally:
+                runtime.end(work)
             raise
         if self._is_complete(body, environ):
             runtime.end(work)
@@ -90,7 +92,11 @@ class ScopeMiddleware:
         work = self.runtime.find(outer)
         if work is None or self.runtime in work.served:
             return self.app(environ, start_response)
-        return self._call(work, environ, start_response)
+        try:
+            return self._call(work, environ, start_response)
+        except BaseException as error:
+            self.runtime.roll_back(work, error)
+            raise
 
     def _call(self, work: Scope, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         runtime = self.runtime
@@ -112,9 +118,9 @@ class ScopeMiddleware:
             if self.runtime.has_policy:
                 eager, atomic = self.runtime.policy(environ, (_path(environ),))
                 if atomic:
-                    work.set_atomic()
+                    work.set_atomic(self.runtime.states, self.runtime)
                 if eager:
-                    work.connect()
+                    work.connect(self.runtime.states)
             return self.app(environ, start)
         except Exception as error:
             problem = None if work.started or not self.runtime.options.errors else problem_for(error)
@@ -133,6 +139,12 @@ class ScopeMiddleware:
             return True
         wrapper = environ.get("wsgi.file_wrapper")
         return isinstance(wrapper, type) and isinstance(body, wrapper)
+
+
+def _release_idle(around: Frames) -> None:
+    """Give back what the scope around a request does not need now: a test's fixture may hold the pool's only connection."""
+    if around.scope is not None:
+        around.scope.release_early()
 
 
 class _Work(Scope):

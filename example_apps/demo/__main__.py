@@ -9,20 +9,16 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support import webservers
 from tests.support.concurrency import eventually
 
-from . import mixes, recorder
+from . import plan, recorder
 from .load import DROPPED, Outcome, drive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from tests.support.process import ServerProcess
+    from .plan import Subject
 
 HEADER = (
     "application",
@@ -36,26 +32,6 @@ HEADER = (
     "shared",
     "p50 ms",
     "p99 ms",
-)
-REQUESTS = 1000
-CLIENTS = 32
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One application: how it is served, and what it is asked."""
-
-    name: str
-    server: str
-    serve: Callable[..., ServerProcess]
-    mix: Sequence[Callable[[int], Any]]
-
-
-SUBJECTS = (
-    Subject("flask_blog", "gunicorn gthread", webservers.gunicorn, mixes.FLASK_BLOG),
-    Subject("sanic_feed", "sanic", webservers.sanic, mixes.SANIC_FEED),
-    Subject("fastapi_shop", "uvicorn", webservers.uvicorn, mixes.FASTAPI_SHOP),
-    Subject("starlette_chat", "uvicorn", webservers.uvicorn, mixes.STARLETTE_CHAT),
 )
 
 
@@ -77,9 +53,8 @@ class Progress:
 def run(subject: Subject, requests: int, directory: Path) -> tuple[Outcome, dict[str, Any]]:
     """Serve and drive one application; return what came back, and what its recorder saw."""
     environment = {"DATABASE_URL": f"sqlite:///{directory / subject.name}.db"}
-    target = f"example_apps.demo.served:{subject.name}"
-    with subject.serve(target, factory=True, env=environment) as server:
-        outcome = drive(server.url, subject.mix, requests, CLIENTS, Progress(subject.name, requests))
+    with subject.serve(subject.target, factory=True, env=environment) as server:
+        outcome = drive(server.url, subject.mix, requests, plan.CLIENTS, Progress(subject.name, requests))
 
         def report() -> dict[str, Any]:
             with server.client() as client:
@@ -87,7 +62,7 @@ def run(subject: Subject, requests: int, directory: Path) -> tuple[Outcome, dict
             return seen
 
         try:  # a stream that was dropped ends when the server notices
-            eventually(lambda: report()["in_use"] == 0, deadline=15)
+            eventually(lambda: report()["in_use"] == 0, deadline=plan.PATIENCE)
         except AssertionError:
             print(f"{subject.name}: still in use: {report()['holders']}", file=sys.stderr)
         return outcome, report()
@@ -96,14 +71,16 @@ def run(subject: Subject, requests: int, directory: Path) -> tuple[Outcome, dict
 def main() -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--requests", type=int, default=REQUESTS, help="for each application (%(default)s)")
+    parser.add_argument("--requests", type=int, default=plan.REQUESTS, help="for each application (%(default)s)")
     requests = parser.parse_args().requests
-    print(f"{requests} requests to each application from {CLIENTS} clients at once, on SQLite with a pool of 10.\n")
+    print(
+        f"{requests} requests to each application from {plan.CLIENTS} clients at once, on SQLite with a pool of 10.\n"
+    )
     columns = "{:15} {:17} {:>8} {:34} {:>6} {:>6} {:>4} {:>6} {:>6} {:>7} {:>7}"
     print(columns.format(*HEADER))
     failed = False
     with tempfile.TemporaryDirectory() as directory:
-        for subject in SUBJECTS:
+        for subject in plan.SUBJECTS:
             outcome, seen = run(subject, requests, Path(directory))
             total = outcome.statuses.total()
             statuses = sorted(outcome.statuses.items(), key=lambda item: (item[0] == DROPPED, item[0]))

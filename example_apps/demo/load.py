@@ -76,8 +76,11 @@ def drive(
         while (step := steps.get()) is not None:
             began = time.perf_counter()
             try:
-                connection, said = _ask(connection or Client(url), step)
+                connection = connection or Client(url)
+                connection, said = _ask(connection, step)
             except (OSError, ValueError) as error:
+                if connection is not None:
+                    connection.drop("fin")
                 connection, said = None, f"{type(error).__name__}: {error}"
             with lock:
                 outcome.note(step, said, time.perf_counter() - began)

@@ -108,5 +108,6 @@ class TaskWaiter(Waiter):
 
 def running_loop() -> Any:
     """Return the event loop that runs on this thread, or ``None``; does not import asyncio for the answer."""
-    module = sys.modules.get("asyncio.events")
-    return None if module is None else module._get_running_loop()
+    # The default is for the moment in which another thread is importing it.
+    find = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
+    return None if find is None else find()

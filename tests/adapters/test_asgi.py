@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import threading
 from dataclasses import asdict
 from typing import Any
 
@@ -386,3 +388,62 @@ def test_quart_streams_and_websockets_hold_nothing_while_they_idle(quart):
         client.drop("rst" if number % 2 else "fin")
         socket.abort("rst" if number % 2 else "fin")
     at_rest(quart)
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["its scope", "a scope of its own"])
+async def test_an_exception_that_the_application_around_answers_rolls_back_what_it_came_from(
+    database, item, make_place, more
+):
+    """… and no more: what the application around writes then is kept."""
+    other = make_place("sqlite").make_database()
+
+    def failing():
+        item.create(name="inside")
+        raise LookupError("asked for")
+
+    served = {"default": database, "other": other} if more else database
+    inner = PeeweeMiddleware(answering(failing), served, transaction=True)
+
+    async def around(scope, receive, send):
+        try:
+            await inner(scope, receive, send)
+        except LookupError:
+            await answering(lambda: item.create(name="around"))(scope, receive, send)
+
+    async with client_of(PeeweeMiddleware(around, database)) as client:
+        assert (await client.get("/")).status_code == 200
+    eventually(lambda: not database._in_use)
+    with connection_scope(database):
+        assert [each.name for each in item.select()] == ["around"]
+
+
+async def test_a_call_that_outlives_its_deadline_in_an_inner_scope_is_not_committed_by_halves(
+    database, item, make_place
+):
+    """The transaction is the outer instance's, and the call was made through the inner one, which is not atomic."""
+    go_on, done = threading.Event(), threading.Event()
+
+    def unit():
+        item.create(name="first half")
+        assert go_on.wait(10)
+        try:
+            item.create(name="second half")
+        finally:
+            done.set()
+
+    async def app(scope, receive, send):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await inner.runtime.run(unit)
+        await send({"type": "http.response.start", "status": 504, "headers": []})
+        go_on.set()
+        await asyncio.to_thread(done.wait, 10)
+        await send({"type": "http.response.body", "body": b""})
+
+    inner = PeeweeMiddleware(app, {"default": database, "other": make_place("sqlite").make_database()})
+    async with client_of(PeeweeMiddleware(inner, database, transaction=True)) as client:
+        assert (await client.get("/")).status_code == 504
+    eventually(lambda: not database._in_use)
+    with connection_scope(database):
+        assert item.select().count() == 0
+    inner.runtime.stop()

@@ -18,7 +18,7 @@ from flask.cli import FlaskGroup
 from starlette.applications import Starlette
 from werkzeug.exceptions import HTTPException
 
-from peewee_frameworks import ConfigurationError, DatabaseUnavailable, ScopeEnded, current_scope
+from peewee_frameworks import ConfigurationError, DatabaseUnavailable, ScopeEnded, connection_scope, current_scope
 from peewee_frameworks.flask import Peewee
 from tests.adapters.contract.apps.work import make_models
 from tests.support.concurrency import eventually, run_threads
@@ -891,3 +891,26 @@ def test_init_app_comes_before_the_first_request(db):
 def test_an_application_of_another_framework_is_refused(db):
     with pytest.raises(ConfigurationError, match=r"init_app\(Starlette\).*flask\.Peewee serves Flask"):
         Peewee(db).init_app(Starlette())
+
+
+def test_an_application_that_answers_inside_a_view_leaves_the_commit_to_the_one_around(db, models):
+    """With one Peewee for both: what the view does after it is still the same transaction."""
+    orm = Peewee(db, transaction=True)
+    outer, inner = Flask("outer"), Flask("inner")
+
+    @inner.get("/")
+    def answer():
+        models.Item.create(owner="inner")
+        return "written"
+
+    @outer.get("/")
+    def view():
+        written = Response.from_app(inner, request.environ, buffered=True)
+        models.Item.create(owner="outer")
+        return written.data, 409
+
+    for app in (outer, inner):
+        orm.init_app(app)
+    assert outer.test_client().get("/").status_code == 409
+    with connection_scope(db):
+        assert models.Item.select().count() == 0

@@ -304,7 +304,7 @@ def test_a_startup_that_fails_stops_the_databases_again(by_init_app, sqlite):
     with pytest.raises(LookupError), TestClient(app):
         pass
     assert everything_is_back(orm, sqlite)
-    assert orm.runtime._running == 0
+    assert orm.runtime._lifecycle.applications == 0
 
 
 def test_a_database_that_is_down_stops_the_start(tmp_path):

@@ -352,3 +352,28 @@ def test_falcon_on_a_real_server(place, server):
         assert found["violations"] == []
         assert found["count"] == 0  # all atomic requests were rolled back by their status
         assert found["peak"] <= 5
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["its scope", "a scope of its own"])
+def test_an_exception_that_the_application_around_answers_rolls_back_what_it_came_from(db, models, make_place, more):
+    """… and no more: what the application around writes then is kept."""
+    item, _ = models
+    other = make_place("sqlite").make_database()
+
+    def failing(environ, start_response):
+        item.create(owner="inside")
+        raise LookupError("asked for")
+
+    inner = PeeweeMiddleware(failing, {"default": db, "other": other} if more else db, transaction=True)
+
+    def around(environ, start_response):
+        try:
+            return inner(environ, start_response)
+        except LookupError:
+            item.create(owner="around")
+            return answer(start_response, [b"sorry"])
+
+    call = Call(PeeweeMiddleware(around, db))
+    assert (call.status, call.read()) == (200, b"sorry")
+    with connection_scope(db):
+        assert [each.owner for each in item.select()] == ["around"]

@@ -588,7 +588,7 @@ def test_completing_from_a_loop_does_not_block_it(lite, lite_note):
             )
             await complete(scope)
             await complete(scope)
-            assert not scope.has_transaction
+            assert not scope.has_transaction()
 
     main_thread = threading.current_thread()
     asyncio.run(main())

@@ -163,11 +163,11 @@ def test_has_transaction_tells_whether_completing_does_io(lite, lite_note, enter
     """Only a transaction that has begun needs a COMMIT."""
     scope = enter(lite)
     scope.set_atomic()
-    assert not scope.has_transaction
+    assert not scope.has_transaction()
     lite_note.select().count()
-    assert scope.has_transaction
+    assert scope.has_transaction()
     scope.complete()
-    assert not scope.has_transaction
+    assert not scope.has_transaction()
     lite_note.create(text="after")
     assert not lite.in_transaction()
 
