@@ -7,6 +7,7 @@ for adapters that place them in different layers.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from .http import Problem, problem_for
@@ -98,6 +99,11 @@ def _with_times(work: Scope, send: Send) -> Send:
 class CommitFailed(Exception):
     """Carries the error of a COMMIT through the application's own handlers, which believe the response has started."""
 
+    def __init__(self, runtime: Runtime) -> None:
+        """Note whose COMMIT it was; that one's middleware answers."""
+        super().__init__()
+        self.runtime = runtime
+
 
 class RequestMiddleware:
     """Serve each request and websocket in a scope: connect eagerly, commit before the first byte, release early.
@@ -153,10 +159,8 @@ class RequestMiddleware:
                 await self._prepare(work, scope)
             await self.app(scope, receive, self._sending(work, send))
         except CommitFailed as failed:
-            error = failed.__cause__ or failed
-            if not await self._answered(error, send):
-                raise error from None
-        except Exception as error:
+            await self._answer_commit(failed, send)
+        except (Exception, asyncio.CancelledError) as error:
             await runtime.roll_back_async(work, error)
             if work.started or not await self._answered(error, send):
                 raise
@@ -198,11 +202,18 @@ class RequestMiddleware:
             await answer(problem, send)
         return problem is not None
 
+    async def _answer_commit(self, failed: CommitFailed, send: Send) -> None:
+        if failed.runtime is not self.runtime:  # it is on its way to the application around
+            raise failed
+        error = failed.__cause__ or failed
+        if not await self._answered(error, send):
+            raise error from None
+
     async def _complete(self, work: Scope, status: int) -> None:
         try:
             await self.runtime.complete_async(work, status)
         except Exception as error:
-            raise CommitFailed from error
+            raise CommitFailed(self.runtime) from error
 
     async def _websocket(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Between two messages a websocket holds no connection."""

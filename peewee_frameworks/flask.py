@@ -247,14 +247,14 @@ def _is_complete(body: Any) -> bool:
     if not isinstance(response, WerkzeugResponse):
         return False
     cls: Any = type(response)
-    return _is_plain(cls) and response.is_sequence and getattr(response, "_on_close", None) == []
+    return _is_plain(cls) and type(response.response) in (list, tuple) and getattr(response, "_on_close", None) == []
 
 
 @functools.cache
 def _is_plain(cls: Any) -> bool:
-    own = WerkzeugResponse
-    same: bool = cls.close is own.close and cls.iter_encoded is own.iter_encoded
-    return same
+    """Return whether a class of responses makes and closes its bodies as Werkzeug's does."""
+    methods = ("__call__", "get_wsgi_response", "get_app_iter", "iter_encoded", "close")
+    return all(getattr(cls, name) is getattr(WerkzeugResponse, name) for name in methods)
 
 
 def _watch(app: Flask) -> None:
@@ -267,11 +267,11 @@ def _watch(app: Flask) -> None:
         setattr(app, name, _scoping(getattr(app, name), installed))
     preprocess = app.preprocess_request
 
-    def preprocess_request() -> Any:
+    def preprocess_request(*context: Any) -> Any:  # from Flask 3.2 on it is given the context
         for orm in reversed(installed):
             if orm.runtime.has_policy or not orm._start.done:
                 orm._prepare()
-        return preprocess()
+        return preprocess(*context)
 
     app.preprocess_request = preprocess_request  # type: ignore[method-assign]
 

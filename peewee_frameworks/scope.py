@@ -10,6 +10,7 @@ import contextvars
 import functools
 import inspect
 import logging
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -251,21 +252,23 @@ class Scope(Frames):
 
         Raises: what a COMMIT raised.
         """
-        failed = error
+        _end_all(self.frames_to_end(error, by), error)
+
+    def frames_to_end(self, error: BaseException | None, by: object) -> list[Frame]:
+        """Return the frames whose transactions `complete` has to end; from now on, what connects begins none.
+
+        A thread whose caller was cancelled or timed out goes on, and after a ROLLBACK its rest would be committed, statement by
+        statement. Where that may be, the transaction stays open, and `finish` rolls back all of it.
+        """
         frames = self.atomic_frames(by, forget=True)
-        # It is the innermost scope's, which need not be this one.
-        if error is not None and any(getattr(scope.slot, "busy", False) for scope in (current_scope() or self).chain):
-            # A call of `orm.run` whose caller was cancelled or timed out goes on. After a ROLLBACK its rest would be committed,
-            # statement by statement; so the transaction stays open, and `finish` rolls back all of it.
+        # It is the innermost scope's call, which need not be this one.
+        busy = error is not None and any(getattr(each.slot, "busy", False) for each in (current_scope() or self).chain)
+        # Nobody tells of a framework's own threads. What the scope itself began ends with it, at once.
+        if busy or (by is not None and _is_cancellation(error)):
             for frame in frames:
-                frame.leave_open()
-        for frame in frames:
-            try:
-                frame.end_request_transaction(failed)
-            except Exception as raised:  # noqa: BLE001 - the first is raised below, when all have ended
-                failed = _first(raised, failed, error)
-        if failed is not None and failed is not error:
-            raise failed
+                if not frame.state.is_async:
+                    frame.leave_open()
+        return frames
 
     def connect(self, states: Iterable[State] | None = None) -> None:
         """Connect every database now (``connect="eager"``), and keep nested ``with db`` blocks from closing it.
@@ -319,16 +322,16 @@ async def complete(scope: Scope, error: BaseException | None = None, by: object 
     """Do what `Scope.complete` does from an event loop, without blocking it."""
     import asyncio  # noqa: PLC0415 - running, or this could not be awaited
 
-    frames = scope.atomic_frames(by)
+    frames = scope.frames_to_end(error, by)
     if not any(frame.state.is_async for frame in frames):
         if any(frame.request_transaction is not None for frame in frames):
             context = contextvars.copy_context()
-            await asyncio.wrap_future(background.submit(lambda: context.run(scope.complete, error, by)))
+            await asyncio.wrap_future(background.submit(lambda: context.run(_end_all, frames, error)))
         else:
-            scope.complete(error, by)
+            _end_all(frames, error)
         return
     failed = error
-    for frame in scope.atomic_frames(by, forget=True):
+    for frame in frames:
         end = functools.partial(frame.end_request_transaction, failed)
         try:
             if frame.state.is_async:
@@ -336,10 +339,25 @@ async def complete(scope: Scope, error: BaseException | None = None, by: object 
             else:
                 context = contextvars.copy_context()
                 await asyncio.wrap_future(background.submit(functools.partial(context.run, end)))
-        except Exception as raised:  # noqa: BLE001 - as in `Scope.complete`
+        except Exception as raised:  # noqa: BLE001 - as in `_end_all`
             failed = _first(raised, failed, error)
     if failed is not None and failed is not error:
         raise failed
+
+
+def _end_all(frames: list[Frame], error: BaseException | None) -> None:
+    failed = error
+    for frame in frames:
+        try:
+            frame.end_request_transaction(failed)
+        except Exception as raised:  # noqa: BLE001 - the first is raised below, when all have ended
+            failed = _first(raised, failed, error)
+    if failed is not None and failed is not error:
+        raise failed
+
+
+def _is_cancellation(error: BaseException | None) -> bool:
+    return isinstance(error, getattr(sys.modules.get("asyncio"), "CancelledError", ()))
 
 
 def _first(raised: Exception, failed: BaseException | None, error: BaseException | None) -> BaseException:

@@ -76,16 +76,16 @@ class ScopeMiddleware:
         runtime.enter(work)
         try:
             body = self._call(work, environ, start_response)
+            if not self._is_complete(body, environ):
+                return _Body(runtime, work, body, self._abandoned)
         except BaseException as error:
             try:
                 runtime.roll_back(work, error)
             finally:
                 runtime.end(work)
             raise
-        if self._is_complete(body, environ):
-            runtime.end(work)
-            return body
-        return _Body(runtime, work, body, self._abandoned)
+        runtime.end(work)
+        return body
 
     def _join(self, outer: Scope, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Run the application in the scope of an adapter around it, by its own options."""
@@ -135,7 +135,7 @@ class ScopeMiddleware:
 
         Such a body is handed on as it is: servers look at a list's length and send a file by the kernel.
         """
-        if isinstance(body, (list, tuple)) or (self.is_complete is not None and self.is_complete(body)):
+        if type(body) in (list, tuple) or (self.is_complete is not None and self.is_complete(body)):
             return True
         wrapper = environ.get("wsgi.file_wrapper")
         return isinstance(wrapper, type) and isinstance(body, wrapper)
@@ -175,10 +175,19 @@ class _Body:
     def __init__(
         self, runtime: Runtime, work: Scope, body: Iterable[bytes], abandoned: collections.deque[Scope]
     ) -> None:
-        """Take the application's body, and leave its scope."""
+        """Take the application's body, and leave its scope.
+
+        Raises: what the iteration of the body raises at its start; the scope is not left then, and the body is closed.
+        """
         self._runtime = runtime
         self._work = work
-        self._body, self._next, self._abandoned = body, iter(body).__next__, abandoned
+        self._body = body
+        try:
+            self._next = iter(body).__next__
+        except BaseException:
+            self._close_body()
+            raise
+        self._abandoned = abandoned
         self._pause()
         work.exit()
 
@@ -207,11 +216,14 @@ class _Body:
             return
         work.enter()
         try:
-            close = getattr(self._body, "close", None)
-            if close is not None:
-                close()
+            self._close_body()
         finally:
             self._runtime.end(work)
+
+    def _close_body(self) -> None:
+        close = getattr(self._body, "close", None)
+        if close is not None:
+            close()
 
     def __del__(self) -> None:
         # Servers close the body; test clients often do not.

@@ -447,3 +447,28 @@ async def test_a_call_that_outlives_its_deadline_in_an_inner_scope_is_not_commit
     with connection_scope(database):
         assert item.select().count() == 0
     inner.runtime.stop()
+
+
+async def test_what_follows_a_deadline_around_an_inner_atomic_application_is_not_lost_in_silence(
+    database, item, caplog
+):
+    """A thread of the inner one may go on, so its transaction stays open, and what is done in it is told to be undone."""
+
+    async def app(scope, receive, send):
+        await asyncio.to_thread(item.create, name="inside")
+        await asyncio.Event().wait()
+
+    inner = PeeweeMiddleware(app, database, transaction=True)
+
+    async def around(scope, receive, send):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await inner(scope, receive, send)
+        await answering(lambda: item.create(name="around"), 504)(scope, receive, send)
+
+    async with client_of(PeeweeMiddleware(around, database)) as client:
+        assert (await client.get("/")).status_code == 504
+    eventually(lambda: not database._in_use)
+    with connection_scope(database):
+        assert item.select().count() == 0
+    assert "ended with a transaction block open; rolled back" in caplog.text

@@ -630,6 +630,46 @@ def test_a_unit_of_work_whose_deadline_passes_is_not_committed_by_halves(databas
     assert shop.everything_is_back()
 
 
+@pytest.mark.parametrize("how", ["dependency", "option"])
+@pytest.mark.parametrize("scope", ["function", "request"])
+def test_a_sync_endpoint_whose_deadline_passes_is_not_committed_by_halves(database, how, scope):
+    """Its thread is the framework's, which no deadline stops, and it is between two statements."""
+    shop = Shop(database, transaction=how == "option")
+    app, go_on, done = shop.app(), threading.Event(), threading.Event()
+
+    @app.get("/", dependencies=[Depends(shop.orm.transaction, scope=scope)] if how == "dependency" else [])
+    def endpoint():
+        shop.Item.create(name="first half")
+        assert go_on.wait(10)
+        try:
+            shop.Item.create(name="second half")
+        finally:
+            done.set()
+
+    class Deadline:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                await self.app(scope, receive, send)
+                return
+            try:
+                async with asyncio.timeout(0.5):
+                    await self.app(scope, receive, send)
+            except TimeoutError:
+                go_on.set()
+                await asyncio.to_thread(done.wait, 10)
+                await Response("late", 504)(scope, receive, send)
+
+    app.add_middleware(Deadline)
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 504
+        eventually(lambda: not shop.database._in_use)
+        assert shop.names() == []
+    assert shop.everything_is_back()
+
+
 def test_a_failed_statement_that_was_caught_is_no_success_on_postgres(make_place):
     """PostgreSQL keeps nothing of the transaction, and answers COMMIT without an error."""
     database = make_place("postgres").make_database()

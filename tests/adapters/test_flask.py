@@ -15,8 +15,10 @@ import peewee
 import pytest
 from flask import Blueprint, Flask, Response, copy_current_request_context, g, request, stream_with_context
 from flask.cli import FlaskGroup
+from flask.globals import app_ctx
 from starlette.applications import Starlette
 from werkzeug.exceptions import HTTPException
+from werkzeug.wsgi import ClosingIterator
 
 from peewee_frameworks import ConfigurationError, DatabaseUnavailable, ScopeEnded, connection_scope, current_scope
 from peewee_frameworks.flask import Peewee
@@ -210,6 +212,77 @@ def test_callbacks_at_close_query_in_the_request(db):
 
     app.test_client().get("/callback").close()
     assert seen == ["1"]
+
+
+class Rows(list):
+    def __init__(self, parts, query):
+        super().__init__(parts)
+        self.query = query
+
+    def __iter__(self):
+        self.query()
+        return super().__iter__()
+
+
+class Told(Response):
+    query = None
+
+    def get_app_iter(self, environ):
+        return ClosingIterator(self.iter_encoded(), [self.query, self.close])
+
+
+class Called(Response):
+    query = None
+
+    def __call__(self, environ, start_response):
+        body = super().__call__(environ, start_response)
+        body._callbacks.insert(0, self.query)
+        return body
+
+
+@pytest.mark.parametrize("kind", [Told, Called, Rows])
+def test_responses_of_ones_own_making_query_in_the_request(db, kind):
+    """… at their end, or while they are sent."""
+    app = make_app(Peewee(db))
+    seen = []
+
+    def query():
+        seen.append((one(db), current_scope()))
+
+    @app.get("/own")
+    def own():
+        response = Response("ok") if kind is Rows else kind("ok")
+        if kind is Rows:
+            response.response = Rows([b"ok"], query)
+        else:
+            response.query = query
+        return response
+
+    response = app.test_client().get("/own")
+    assert response.text == "ok"
+    response.close()
+    assert seen
+    assert all(scope is not None for _, scope in seen)
+    assert not db._in_use
+
+
+def test_an_application_whose_methods_take_the_context_first_is_served(db):
+    """As Flask's do from 3.2 on."""
+
+    class Later(Flask):
+        def preprocess_request(self, context):
+            assert context.app is self
+            return super().preprocess_request()
+
+        def full_dispatch_request(self):
+            context = app_ctx._get_current_object()
+            rv = self.preprocess_request(context)
+            return self.finalize_request(self.dispatch_request() if rv is None else rv)
+
+    app = Later("later")
+    Peewee(db, connect="eager").init_app(app)
+    app.get("/held", endpoint="held")(lambda: str(len(db._in_use)))
+    assert app.test_client().get("/held").text == "1"
 
 
 def test_a_teardown_of_others_that_queries_and_raises_leaves_nothing(db):

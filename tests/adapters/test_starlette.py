@@ -28,6 +28,7 @@ from starlette.testclient import TestClient
 
 from peewee_frameworks import ConfigurationError, PoolTimeout, ScopeEnded, connection_scope, current_scope
 from peewee_frameworks.starlette import Peewee
+from tests.adapters.contract.apps.work import make_models
 from tests.support.concurrency import eventually
 
 
@@ -641,6 +642,27 @@ def test_two_instances_on_one_application_each_keep_their_options(make_place):
                 second.delete().execute()
     one.close_all()
     two.close_all()
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_commit_that_fails_is_answered_by_the_instance_that_made_it(mounted, make_place):
+    """… though it comes out through another one's layer, whose handlers believe that the response has started."""
+    database = make_place("sqlite").make_database(timeout=2, pragmas={"foreign_keys": 1})
+    item, part = make_models(database)
+    with connection_scope(database):
+        database.create_tables([item, part])
+
+    def spoil(request):
+        part.create(item=-1)
+        return PlainTextResponse("ok")
+
+    inner = Starlette(routes=[Route("/spoil", spoil)])
+    Peewee(database).init_app(inner)
+    app = Starlette(routes=[Mount("/in", inner)]) if mounted else inner
+    Peewee(database, transaction=True, errors=True).init_app(app)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/in/spoil" if mounted else "/spoil").status_code == 409
+    assert not in_use(database)
 
 
 def test_one_instance_may_serve_several_databases_by_alias(make_place):

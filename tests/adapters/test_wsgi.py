@@ -163,6 +163,42 @@ def test_an_application_that_raises_ends_its_request(db):
     assert current_scope() is None
 
 
+@pytest.mark.parametrize("kind", ["no body", "a body that fails"])
+def test_a_body_that_cannot_be_iterated_ends_its_request(db, kind):
+    """The server never gets it, so it is closed here."""
+    closed = []
+
+    class Failing:
+        def __iter__(self):
+            one(db)
+            raise LookupError("asked for")
+
+        def close(self):
+            closed.append(one(db))
+
+    def app(environ, start_response):
+        one(db)
+        return answer(start_response, None if kind == "no body" else Failing())
+
+    wrapped = PeeweeMiddleware(app, db)
+    with pytest.raises((LookupError, TypeError)):
+        Call(wrapped)
+    assert closed == ([] if kind == "no body" else [b"1"])
+    assert current_scope() is None
+    assert not db._in_use
+    assert not wrapped.runtime.live
+
+
+def test_a_list_with_an_iteration_of_its_own_is_made_in_the_scope(db):
+    class Rows(list):
+        def __iter__(self):
+            return iter([one(db)])
+
+    call = Call(PeeweeMiddleware(lambda environ, start: answer(start, Rows([b""])), db))
+    assert call.read() == b"1"
+    assert not db._in_use
+
+
 def test_a_body_whose_close_raises_ends_its_request(db):
     class Body:
         def __iter__(self):
