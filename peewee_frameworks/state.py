@@ -91,8 +91,8 @@ def _is_dead(owner: Any) -> bool:
 
 
 def _is_task(owner: Any) -> bool:
-    module = sys.modules.get("asyncio")  # whoever has a task has imported it
-    return module is not None and isinstance(owner, module.Future)
+    # Whoever has a task has imported it. The default is for the moment in which another thread is importing it.
+    return isinstance(owner, getattr(sys.modules.get("asyncio"), "Future", ()))
 
 
 class _NoLock:

@@ -65,8 +65,8 @@ class ScopeMiddleware:
         while self._abandoned:
             runtime.end(self._abandoned.popleft())
         outer: Scope | None = environ.get(SCOPE_KEY)
-        if outer is not None and outer.ended:  # a dispatcher tries one application after the other
-            outer = None
+        while outer is not None and outer.ended:  # a dispatcher tries one application after the other
+            outer = outer.parent
         if outer is not None and outer.has_all(runtime.states):
             return self._join(outer, environ, start_response)
         around = current_frames.get()

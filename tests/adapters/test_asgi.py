@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import peewee
 import pytest
+from playhouse.pwasyncio import AsyncSqliteDatabase
 
 from peewee_frameworks import ConfigurationError, connection_scope, current_scope
 from peewee_frameworks.asgi import SCOPE_KEY, PeeweeMiddleware, RequestMiddleware, ScopeMiddleware
@@ -447,6 +448,40 @@ async def test_a_call_that_outlives_its_deadline_in_an_inner_scope_is_not_commit
     with connection_scope(database):
         assert item.select().count() == 0
     inner.runtime.stop()
+
+
+async def test_a_call_that_outlives_its_deadline_is_not_committed_by_halves_beside_an_asynchronous_database(
+    database, item, make_place
+):
+    """What ends the transactions of both kinds knows of the call too."""
+    go_on, done = threading.Event(), threading.Event()
+    other = AsyncSqliteDatabase(make_place("sqlite").database)
+
+    def unit():
+        item.create(name="first half")
+        assert go_on.wait(10)
+        try:
+            item.create(name="second half")
+        finally:
+            done.set()
+
+    async def app(scope, receive, send):
+        await other.run(other.execute_sql, "SELECT 1")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await wrapped.runtime.run(unit)
+        await send({"type": "http.response.start", "status": 504, "headers": []})
+        go_on.set()
+        await asyncio.to_thread(done.wait, 10)
+        await send({"type": "http.response.body", "body": b""})
+
+    wrapped = PeeweeMiddleware(app, {"default": database, "other": other}, transaction=True)
+    async with client_of(wrapped) as client:
+        assert (await client.get("/")).status_code == 504
+    eventually(lambda: not database._in_use)
+    with connection_scope(database):
+        assert item.select().count() == 0
+    await wrapped.runtime.stop_async()
 
 
 async def test_what_follows_a_deadline_around_an_inner_atomic_application_is_not_lost_in_silence(

@@ -360,6 +360,33 @@ def test_a_dispatcher_that_tries_applications_in_turn_gives_each_a_scope(db):
     assert Call(cascade).read() == b"1"
 
 
+def test_the_next_application_of_a_dispatcher_is_still_inside_the_one_around(db, models, make_place):
+    """… which has begun a transaction; the application before it had a database more."""
+    item = models[0]
+    other = make_place("sqlite").make_database()
+
+    def missing(environ, start_response):
+        return answer(start_response, [one(other)], "404 Not Found")
+
+    def found(environ, start_response):
+        item.create(owner="found")
+        return answer(start_response, [str(len(db._in_use)).encode()])
+
+    apps = [PeeweeMiddleware(missing, {"default": db, "other": other}), PeeweeMiddleware(found, db)]
+
+    def cascade(environ, start_response):
+        item.create(owner="around")
+        apps[0](environ, lambda *_: None)
+        body = apps[1](environ, lambda *_: None)
+        start_response("409 Conflict", [])
+        return body
+
+    assert Call(PeeweeMiddleware(cascade, db, transaction=True)).read() == b"1"
+    with connection_scope(db):
+        assert not item.select().count()
+    other.close_all()
+
+
 # Falcon
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from types import ModuleType
 
 import pytest
 
@@ -32,6 +33,20 @@ def test_each_thread_has_its_own_connection(db, note):
         return id(conn)
 
     assert len(set(run_threads(3, work))) == 3
+
+
+def test_a_greenlet_queries_while_another_thread_imports_asyncio(lite, note, monkeypatch):
+    """The module is there then, and empty."""
+    greenlet = pytest.importorskip("greenlet")
+    monkeypatch.setitem(sys.modules, "asyncio", ModuleType("asyncio"))
+    monkeypatch.setitem(sys.modules, "asyncio.events", ModuleType("asyncio.events"))
+
+    def work():
+        lite.connection()
+        lite._state.reap()
+        lite.close()
+
+    greenlet.greenlet(work).switch()
 
 
 def test_a_copied_context_carries_no_implicit_connection(lite):
