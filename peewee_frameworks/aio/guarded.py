@@ -386,6 +386,12 @@ class AsyncSqliteGuarded(AsyncGuarded):
         conn.__class__ = AsyncSqliteConnection
         return conn
 
+    def _rollback_unless_broken(self, rollback: Callable[[], None]) -> None:
+        # SQLite refuses to roll back what is not open, and its error would hide what a function called after the COMMIT raised.
+        raw = getattr(self._state.conn, "conn", None)
+        if raw is None or raw.in_transaction:
+            super()._rollback_unless_broken(rollback)
+
 
 def install(database: Any) -> AsyncState:
     """Put our state and guards into a pwasyncio database; see `peewee_frameworks.state.install`."""

@@ -222,3 +222,30 @@ def test_what_goes_on_after_the_rollback_of_the_block_it_was_started_in_commits_
             assert [item.number for item in await db.list(Item.select().order_by(Item.number))] == [4, 5, 6, 7]
 
     run_on_table(Item, work)
+
+
+def test_an_error_of_what_runs_after_the_commit_is_the_error_of_the_block(backend):
+    """The rows are stored, and no ROLLBACK that finds nothing to take back hides what was raised."""
+    db = backend.make()
+
+    Item = items_of(db)
+
+    def fails():
+        raise ZeroDivisionError
+
+    async def work():
+        async with connection_scope(db):
+            for number in range(2):
+                with pytest.raises(ZeroDivisionError):
+                    async with db.atomic():
+                        await Item.acreate(number=number)
+                        db.after_commit(fails)
+            assert await db.count(Item.select()) == 2
+        with pytest.raises(ZeroDivisionError):
+            async with connection_scope(db, transaction=True):
+                await Item.acreate(number=2)
+                db.after_commit(fails)
+        async with connection_scope(db):
+            assert await db.count(Item.select()) == 3
+
+    run_on_table(Item, work)
