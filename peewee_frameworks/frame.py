@@ -208,6 +208,7 @@ class Frame:
         "ctx",
         "final",
         "label",
+        "left_open",
         "lineage",
         "on_release",
         "pinned",
@@ -228,6 +229,7 @@ class Frame:
         self.pinned = False
         self.atomic = False
         self.request_transaction: Any = None
+        self.left_open = False
         self.on_release: Callable[[], None] | None = None
         self.undone = False  # whether a block was rolled back that something may have been started in
         self.returning = False  # its connection is on its way back, and still counts where it goes
@@ -383,7 +385,8 @@ class Frame:
         """Begin the transaction of an atomic request on the connection that was just made."""
         transaction = self.state.database.transaction()
         transaction.begin_unmarked()
-        self.request_transaction = transaction
+        if not self.left_open:
+            self.request_transaction = transaction
 
     def end_request_transaction(self, error: BaseException | None = None) -> None:
         """Commit the atomic request, or roll it back because of `error`; nothing if it never connected.
@@ -426,9 +429,12 @@ class Frame:
         )
 
     def leave_open(self) -> None:
-        """Leave the atomic request's transaction open to the end, which rolls it back; nothing can commit it any more."""
+        """Leave the atomic request's transaction open to the end, which rolls it back; nothing can commit it any more.
+
+        Nor one that is about to begin: whoever connects from now on still begins one.
+        """
+        self.left_open = True
         self.request_transaction = None
-        self.atomic = False
 
     # -- cursors --------------------------------------------------------------------------------------------------------
 

@@ -237,8 +237,8 @@ class Scope(Frames):
         return found
 
     def has_transaction(self, by: object = None) -> bool:
-        """Return whether the transaction of an atomic request is open, so that `complete` would do I/O."""
-        return any(frame.request_transaction is not None for frame in self.atomic_frames(by))
+        """Return whether the transaction of an atomic request is open, or may begin yet in a call that goes on."""
+        return self._has_call or any(frame.request_transaction is not None for frame in self.atomic_frames(by))
 
     def complete(self, error: BaseException | None = None, by: object = None) -> None:
         """Commit the atomic request, or roll it back because of `error`.
@@ -255,20 +255,35 @@ class Scope(Frames):
         _end_all(self.frames_to_end(error, by), error)
 
     def frames_to_end(self, error: BaseException | None, by: object) -> list[Frame]:
-        """Return the frames whose transactions `complete` has to end; from now on, what connects begins none.
-
-        A thread whose caller was cancelled or timed out goes on, and after a ROLLBACK its rest would be committed, statement by
-        statement. Where that may be, the transaction stays open, and `finish` rolls back all of it.
-        """
+        """Return the frames whose transactions `complete` has to end; what connects from now on begins none."""
+        if not self._is_outlived(error, by):
+            return self.atomic_frames(by, forget=True)
+        # A thread whose caller was cancelled or timed out goes on. After a ROLLBACK its rest would be committed, statement by
+        # statement, and so would all of it, if it has not connected yet. So the transaction stays open, or begins yet, and
+        # `finish` rolls back all of it.
+        for scope in self.chain:
+            for state in scope.atomic or ():
+                scope.find(state)
         frames = self.atomic_frames(by, forget=True)
-        # It is the innermost scope's call, which need not be this one.
-        busy = error is not None and any(getattr(each.slot, "busy", False) for each in (current_scope() or self).chain)
-        # Nobody tells of a framework's own threads. What the scope itself began ends with it, at once.
-        if busy or (by is not None and _is_cancellation(error)):
-            for frame in frames:
-                if not frame.state.is_async:
-                    frame.leave_open()
-        return frames
+        for frame in frames:
+            if not frame.state.is_async:
+                frame.leave_open()
+        return [frame for frame in frames if frame.state.is_async]
+
+    def _is_outlived(self, error: BaseException | None, by: object) -> bool:
+        """Return whether a thread may go on with what an error has ended."""
+        if error is None:
+            return False
+        # Nobody tells of a framework's own threads. A `connection_scope`, which ends what is its own, is over with it.
+        if by is not None and isinstance(error, getattr(sys.modules.get("asyncio"), "CancelledError", ())):
+            return True
+        return self._has_call
+
+    @property
+    def _has_call(self) -> bool:
+        """Whether a call of `orm.run` goes on, though its caller may be gone."""
+        # It is the innermost scope's, which need not be this one.
+        return any(getattr(scope.slot, "busy", False) for scope in (current_scope() or self).chain)
 
     def connect(self, states: Iterable[State] | None = None) -> None:
         """Connect every database now (``connect="eager"``), and keep nested ``with db`` blocks from closing it.
@@ -354,10 +369,6 @@ def _end_all(frames: list[Frame], error: BaseException | None) -> None:
             failed = _first(raised, failed, error)
     if failed is not None and failed is not error:
         raise failed
-
-
-def _is_cancellation(error: BaseException | None) -> bool:
-    return isinstance(error, getattr(sys.modules.get("asyncio"), "CancelledError", ()))
 
 
 def _first(raised: Exception, failed: BaseException | None, error: BaseException | None) -> BaseException:

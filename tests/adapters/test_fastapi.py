@@ -631,6 +631,43 @@ def test_a_unit_of_work_whose_deadline_passes_is_not_committed_by_halves(databas
 
 
 @pytest.mark.parametrize("how", ["dependency", "option"])
+def test_a_unit_of_work_whose_deadline_passes_before_it_connects_commits_nothing(sqlite_shop, how):
+    """The response's status says so, though there is no transaction yet to roll back."""
+    shop = sqlite_shop(transaction=how == "option")
+    app, go_on, done = shop.app(), threading.Event(), threading.Event()
+
+    def unit():
+        assert go_on.wait(10)
+        try:
+            shop.Item.create(name="late")
+        finally:
+            done.set()
+
+    class Late(Response):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def send_and_go_on(message: Any) -> None:
+                await send(message)
+                if message["type"] == "http.response.start":
+                    go_on.set()
+                    await asyncio.to_thread(done.wait, 10)
+
+            await super().__call__(scope, receive, send_and_go_on)
+
+    @app.get("/", dependencies=[Depends(shop.orm.transaction)] if how == "dependency" else [])
+    async def endpoint():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await shop.orm.run(unit)
+        return Late("late", 504)
+
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 504
+        eventually(lambda: not shop.database._in_use)
+        assert shop.names() == []
+    assert shop.everything_is_back()
+
+
+@pytest.mark.parametrize("how", ["dependency", "option"])
 @pytest.mark.parametrize("scope", ["function", "request"])
 def test_a_sync_endpoint_whose_deadline_passes_is_not_committed_by_halves(database, how, scope):
     """Its thread is the framework's, which no deadline stops, and it is between two statements."""

@@ -164,11 +164,11 @@ def test_an_unreachable_server_does_not_hold_up_the_end_of_the_loop(backends):
 
 def test_a_server_that_is_down_is_an_error_that_says_so_and_not_for_ever(backends, free_port):
     """Refused at once, as `DatabaseUnavailable`; when the server is there the same database works."""
-    for driver in ("aiomysql", "asyncpg"):
+    for driver in ("aiomysql", "asyncpg", "psycopg"):
         backend = backends(driver)
         place = backend.place
         backend.place = place.via("127.0.0.1", free_port)
-        db = backend.make(timeout=2)
+        db = backend.make(timeout=60)
         with pytest.raises(DatabaseUnavailable, match="connecting failed"):
             run(answer(db))
         db.connect_params["port"] = place.kwargs["port"]
