@@ -82,7 +82,9 @@ class Peewee(starlette.Peewee):
         An exception rolls back, `HTTPException` included. With ``Depends(orm.transaction, scope="function")`` the COMMIT
         comes right after the endpoint has returned, and if it fails the application's exception handlers see it. With FastAPI's
         default scope it comes before the first byte of the response, and rolls back if the status is in ``rollback_on``.
-        Where a transaction is open already, this takes part in it.
+        Where a transaction is open already, this takes part in it. After a deadline or a cancellation the endpoint's thread may
+        go on, so on a sync database the transaction stays open to the end of the request, which rolls it back, with all that
+        the request has written in it.
 
         Raises: `ConfigurationError` if `init_app` was forgotten; what a COMMIT raised.
         """

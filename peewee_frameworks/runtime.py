@@ -323,9 +323,8 @@ class Runtime:
         """End the transactions that we have begun, because of an exception that leaves our part of a request.
 
         What the application around does then is no part of them and must not be lost with them. Where there is none, `end`
-        rolls back, and what an error handler queries until then is within the transaction.
-
-        Raises: what a ROLLBACK raised.
+        rolls back, and what an error handler queries until then is within the transaction. A ROLLBACK that fails does not hide
+        the error.
         """
         if scope.parent is not None or scope.owner is not self:
             scope.complete(error, self)

@@ -48,8 +48,8 @@ class ScopeMiddleware:
             runtime: the databases and options.
             prepare: connect eagerly, begin atomic requests and answer errors here; False where the framework's adapter does
                 it, when the route is known and with the framework's own error handlers.
-            is_complete: says of a body, other than those of any application, whether no code of the application's is to run
-                any more to make or to close it.
+            is_complete: says of a body of the framework's own kind whether all of it is there and nobody is called at its
+                close, so that the request is over; of lists and the server's file wrapper that is known.
         """
         self.app = app
         self.runtime = runtime
