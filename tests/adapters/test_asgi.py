@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import threading
 from dataclasses import asdict
@@ -14,7 +15,7 @@ import peewee
 import pytest
 from playhouse.pwasyncio import AsyncSqliteDatabase
 
-from peewee_frameworks import ConfigurationError, connection_scope, current_scope
+from peewee_frameworks import ConfigurationError, ScopeEnded, connection_scope, current_scope
 from peewee_frameworks.asgi import SCOPE_KEY, PeeweeMiddleware, RequestMiddleware, ScopeMiddleware
 from peewee_frameworks.runtime import Runtime
 from tests.support.client import Request
@@ -171,6 +172,45 @@ async def test_a_cancelled_request_gives_its_connection_back(database):
         await task
     eventually(lambda: not database._in_use)
     assert not wrapped.runtime.live
+
+
+class Watched(Runtime):
+    """Calls what a test wants just when a request has been found to have nothing to give back."""
+
+    meanwhile: Any = None
+
+    @property
+    def drained(self):
+        if self.meanwhile is not None:
+            self.meanwhile()
+
+    @drained.setter
+    def drained(self, callback):
+        pass
+
+
+async def test_a_thread_that_first_queries_at_its_requests_very_end_leaves_nothing(sqlite):
+    """The request looks whether it has anything to give back, and finds nothing yet."""
+    raised = []
+
+    def meanwhile():
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(late,))
+        thread.start()
+        thread.join()
+
+    def late():
+        try:
+            value(sqlite)
+        except ScopeEnded as error:
+            raised.append(error)
+
+    runtime = Watched(sqlite)
+    runtime.meanwhile = meanwhile
+    async with client_of(RequestMiddleware(answering(lambda: "ok"), runtime)) as client:
+        assert (await client.get("/")).text == "ok"
+    assert len(raised) == 1
+    assert not sqlite._in_use
 
 
 async def test_the_layers_may_be_nested_and_do_their_work_once(sqlite):
