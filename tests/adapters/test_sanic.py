@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import signal
+import threading
 import warnings
 
 import httpx
@@ -13,8 +15,9 @@ import pytest
 from playhouse.pool import PooledSqliteDatabase
 from sanic import Blueprint, Sanic, text
 
-from peewee_frameworks import ConfigurationError, current_scope
+from peewee_frameworks import ConfigurationError, ScopeEnded, current_scope
 from peewee_frameworks.asgi import PeeweeMiddleware
+from peewee_frameworks.runtime import Runtime
 from peewee_frameworks.sanic import Peewee
 from tests.support import webservers
 from tests.support.client import Request
@@ -669,6 +672,38 @@ def test_the_reusable_test_client(make_database, make_sanic):
     with client:
         assert [client.get("/")[1].text for _ in range(3)] == ["11"] * 3
     assert not orm.runtime.live
+
+
+def test_a_thread_that_first_queries_at_its_requests_very_end_leaves_nothing(make_database, make_sanic):
+    """The request looks whether it has anything to give back, and finds nothing yet."""
+    database, told = make_database(), []
+
+    def late():
+        try:
+            database.execute_sql("SELECT 1")
+        except ScopeEnded as error:
+            told.append(str(error))
+
+    class Watched(Runtime):
+        @property
+        def drained(self):
+            if isinstance(getattr(current_scope(), "owner", None), Watched):
+                thread = threading.Thread(target=contextvars.copy_context().run, args=(late,))
+                thread.start()
+                thread.join()
+
+        @drained.setter
+        def drained(self, callback):
+            pass
+
+    app, orm = make_sanic(), Peewee(database)
+    app.get("/")(lambda request: text("ok"))
+    orm.init_app(app)
+    orm.runtime.__class__ = Watched
+    with ReusableClient(app) as client:
+        assert client.get("/")[1].text == "ok"
+        eventually(lambda: told)
+    assert not database._in_use
 
 
 def test_an_application_keeps_its_class_name_and_its_own_subclass(make_database, make_sanic):
