@@ -120,8 +120,9 @@ class _Slot:
 
     @property
     def busy(self) -> bool:
-        """Whether a thread is not done with a call of the scope, though its caller may be gone."""
-        return self.place.is_running
+        """Whether a thread is not done with a call of the scope, though its caller may be gone; if that is not who asks."""
+        around = _inside.get()
+        return self.place.is_running and (around is None or around.slot is not self or around.ended)
 
 
 class Runner:

@@ -524,6 +524,27 @@ async def test_a_call_that_outlives_its_deadline_is_not_committed_by_halves_besi
     await wrapped.runtime.stop_async()
 
 
+async def test_a_scope_inside_a_call_is_rolled_back_without_a_warning(database, item, caplog):
+    """The call that goes on is its own."""
+
+    def unit():
+        with contextlib.suppress(LookupError), connection_scope(database, transaction=True):
+            item.create(name="inside")
+            raise LookupError("asked for")
+        return item.select().count()
+
+    async def app(scope, receive, send):
+        count = await wrapped.runtime.run(unit)
+        await answering(lambda: count)(scope, receive, send)
+
+    wrapped = PeeweeMiddleware(app, database)
+    async with client_of(wrapped) as client:
+        assert (await client.get("/")).text == "0"
+    assert not caplog.records
+    eventually(lambda: not database._in_use)
+    wrapped.runtime.stop()
+
+
 async def test_what_follows_a_deadline_around_an_inner_atomic_application_is_not_lost_in_silence(
     database, item, caplog
 ):
