@@ -115,7 +115,7 @@ def test_the_thread_that_serves_a_request_is_found(db, case, monkeypatch):
         gate()
 
     serving = start(CASES[case], orm, query)
-    eventually(lambda: gate.reached.is_set() or serving.done() and serving.result())
+    eventually(lambda: gate.reached.is_set() or (serving.done() and serving.result()))
     (holder,) = orm.holders()
     gate.open()
     serving.result(15)
