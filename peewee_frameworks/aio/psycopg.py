@@ -269,6 +269,8 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         database = self
 
         class Connection(_CutOff, self.pool_options.get("connection_class", psycopg.AsyncConnection)):  # type: ignore[misc]
+            __qualname__ = "Connection"  # in psycopg's log
+
             @classmethod
             async def connect(cls, *args: Any, **kwargs: Any) -> Any:
                 try:
