@@ -94,9 +94,12 @@ class Runtime:
         self.options = Options()
         self.live: set[Scope] = set()
         self._states: list[State] = []
+        # What `states` gives, without its call; None as long as a proxy among the databases is not initialised.
+        self.installed: list[State] | None = None
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
-        self._drained: Callable[[], object] | None = None
+        # What to call, while the last application stops, when the last unit of work has ended.
+        self.drained: Callable[[], object] | None = None
         self._leaks: LeakWatch | None = None
         # Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request.
         self.has_policy = False
@@ -106,7 +109,6 @@ class Runtime:
         self.ending = False
         # Whether connections go back at the first byte of a response.
         self.releases_early = True
-        self._complete = False  # the state of each database is known
         self._lifecycle = Lifecycle()
         runtimes.add(self)
         if database is not None:
@@ -171,7 +173,7 @@ class Runtime:
 
         Raises: `ConfigurationError` before `configure`, or for a proxy that is not initialised yet.
         """
-        if not self._complete:
+        if self.installed is None:
             if not self.databases:
                 raise _not_ready()
             self._install([install(database) for database in self.databases.values()])
@@ -180,7 +182,7 @@ class Runtime:
     def _install(self, states: list[State]) -> None:
         self._states = states
         self._observe(states)
-        self._complete = len(states) == len(self.databases)
+        self.installed = states if len(states) == len(self.databases) else None
         self.has_policy = self._find_policy()
 
     def _observe(self, states: list[State]) -> None:
@@ -233,11 +235,15 @@ class Runtime:
 
     def states_beside(self, parent: Scope | None) -> list[State]:
         """Return the states of the databases that the scope around does not have."""
-        states = self._states if self._complete else self.states
+        states = self.installed or self.states
         return states if parent is None else [state for state in states if not parent.has(state)]
 
     def enter(self, scope: Scope) -> None:
-        """Begin with a scope that an adapter has made. Every `enter` needs its `end`."""
+        """Begin with a scope that an adapter has made. Every `enter` needs its `end`.
+
+        Where a call would be felt, adapters do what this does, and `end`, themselves: a request that queries nothing shall
+        cost next to nothing.
+        """
         self.live.add(scope)
         scope._token = current_frames.set(scope)
 
@@ -247,8 +253,8 @@ class Runtime:
         if scope.frames or scope.tally is not None:  # most requests that query nothing have nothing to finish
             scope.finish()
         self.live.discard(scope)
-        if self._drained is not None and not self.live:
-            self._drained()
+        if self.drained is not None and not self.live:
+            self.drained()
         token = scope._token
         if token is not None:  # what `exit` does, without its call
             scope._token = None
@@ -450,12 +456,12 @@ class Runtime:
         if not self.ending:
             return
         drained = threading.Event()
-        self._drained = drained.set
+        self.drained = drained.set
         try:
             if self.live:
                 drained.wait(self.options.close_timeout)
         finally:
-            self._drained = None
+            self.drained = None
         self._end_work()
         self._lifecycle.close()
         self._has_stopped()
@@ -467,14 +473,14 @@ class Runtime:
             return
         drained = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self._drained = functools.partial(loop.call_soon_threadsafe, drained.set)
+        self.drained = functools.partial(loop.call_soon_threadsafe, drained.set)
         try:
             if self.live:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.options.close_timeout):
                         await drained.wait()
         finally:
-            self._drained = None
+            self.drained = None
         self._end_work()
         await self._lifecycle.close_async(self.options.close_timeout)
         self._has_stopped()

@@ -22,12 +22,13 @@ import peewee
 from sanic import Blueprint, Request, Sanic
 from sanic.blueprints import BlueprintGroup
 from sanic.exceptions import NotFound, SanicException, ServiceUnavailable
-from sanic.http import Stage
+from sanic.http import Http, Stage
 
 from .asgi import SCOPE_KEY
 from .config import PREFIX, Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
+from .frame import current_frames
 from .http import SERVER_ERROR, problem_for
 from .queries import times_of
 from .runtime import HEALTH
@@ -232,14 +233,39 @@ class _Scoped:
 
     __slots__ = ()
 
+    ctx: Any
     _tells_times: bool
 
     async def handle_request(self, request: Request) -> None:
-        part = _begin(request)
+        stream: Any = request.stream
+        installed: list[Peewee] = self.ctx.peewee
+        if len(installed) > 1 or self._tells_times or type(stream) is not Http:
+            part = _begin(request)
+            try:
+                await super().handle_request(request)  # type: ignore[misc]
+            finally:
+                _end(part)
+            return
+        # The same for one instance and HTTP/1.1, without the calls: most requests query nothing, and pay for each.
+        orm = installed[0]
+        runtime = orm.runtime
+        part = _Part(request, runtime.installed or runtime.states, None, orm)
+        runtime.live.add(part)
+        token = current_frames.set(part)
+        part._send = stream.response_func
+        stream.response_func = part.first  # type: ignore[assignment]
         try:
             await super().handle_request(request)  # type: ignore[misc]
         finally:
-            _end(part)
+            if part.frames or part.tally is not None or runtime.drained is not None:
+                runtime.end(part)
+            else:
+                part.ended = True
+                runtime.live.discard(part)
+            try:  # noqa: SIM105 - costs more
+                current_frames.reset(token)
+            except ValueError:  # closed by the garbage collector in another context, where there is nothing to reset
+                pass
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         # Sanic answers a malformed head, a timeout and a disconnect from outside `handle_request`.
@@ -316,11 +342,8 @@ class _Part(Scope):
 
     def first(self, data: bytes, end_stream: bool) -> Awaitable[None]:
         """Send the head of an HTTP/1.1 response, and of most all the rest."""
-        part: Scope | None = self
-        while isinstance(part, _Part):
-            if part.frames or part.atomic or not end_stream:
-                return self._first_of_more(data, end_stream)
-            part = part.parent
+        if self.frames or self.atomic or not end_stream or self.parent is not None:
+            return self._first_of_more(data, end_stream)
         sent: Awaitable[None] = self._send(data, end_stream)
         return sent
 
