@@ -462,19 +462,20 @@ def test_a_block_whose_end_is_cancelled_is_not_kept_by_its_own_error(tmp_path):
         begun.set()
         assert end.wait(10)
 
-    async def block():
+    async def block(leaving):
         in_hand = InHand()
         left.append(weakref.ref(in_hand))
         async with db.atomic():
-            siblings = asyncio.create_task(db.run(long))
+            sibling = asyncio.create_task(db.run(long))
             await asyncio.to_thread(begun.wait, 10)
-        await siblings
+            leaving.set()
+        await sibling
 
     async def work():
         async with connection_scope(db):
-            task = asyncio.create_task(block())
-            await asyncio.to_thread(begun.wait, 10)
-            await asyncio.sleep(0.01)  # its end waits for the thread
+            leaving = asyncio.Event()
+            task = asyncio.create_task(block(leaving))
+            await leaving.wait()  # its end waits for the thread
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
