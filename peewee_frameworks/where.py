@@ -160,9 +160,9 @@ def _greenlets() -> Iterator[Any]:
 _TELLING = {
     ("peewee_frameworks.wsgi", "__call__"): ("work", lambda work: work),
     ("peewee_frameworks.asgi", "__call__"): ("work", lambda work: work),  # while its task runs
-    ("peewee_frameworks.sanic", "handle_request"): ("work", lambda work: next(reversed(work._parts), None)),
-    ("peewee_frameworks.wsgi", "__next__"): ("self", lambda response: response.work),
-    ("peewee_frameworks.wsgi", "close"): ("self", lambda response: response.work),
+    ("peewee_frameworks.sanic", "handle_request"): ("part", lambda part: part),
+    ("peewee_frameworks.wsgi", "__next__"): ("self", lambda body: body.work),
+    ("peewee_frameworks.wsgi", "close"): ("self", lambda body: body.work),
     ("asyncio.events", "_run"): ("self", lambda handle: _scope_in(handle._context)),
     ("concurrent.futures.thread", "run"): ("self", lambda item: _scope_in(_bound_context(getattr(item, "fn", None)))),
     ("threading", "run"): ("self", lambda thread: _scope_in(_bound_context(getattr(thread, "_target", None)))),

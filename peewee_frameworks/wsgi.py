@@ -177,32 +177,32 @@ class _Body:
     ) -> None:
         """Take the application's body, and leave its scope."""
         self._runtime = runtime
-        self._work = work
+        self.work = work
         self._body, self._next, self._abandoned = body, iter(body).__next__, abandoned
         self._pause()
         work.exit()
 
     def _pause(self) -> None:
         """Hold nothing that nobody needs: the server may take long to send a part."""
-        if self._work.frames and self._work.started:
-            self._runtime.release_early(self._work)
+        if self.work.frames and self.work.started:
+            self._runtime.release_early(self.work)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        token = current_frames.set(self._work)
+        token = current_frames.set(self.work)
         try:
             return self._next()
         finally:
-            if self._work.frames:
+            if self.work.frames:
                 self._pause()
             current_frames.reset(token)
 
     def close(self) -> None:
         """Close the application's body in the scope, then end the scope, whatever that raised."""
         self._abandoned = None
-        work = self._work
+        work = self.work
         if work.ended:
             return
         work.enter()
@@ -216,10 +216,10 @@ class _Body:
     def __del__(self) -> None:
         # Servers close the body; test clients often do not.
         if self._abandoned is not None:
-            if self._work.connected:
-                self._abandoned.append(self._work)
+            if self.work.connected:
+                self._abandoned.append(self.work)
             else:
-                self._runtime.end(self._work)
+                self._runtime.end(self.work)
 
 
 def _telling_times(work: Scope, start_response: Callable[..., Any]) -> Callable[..., Any]:
