@@ -208,6 +208,7 @@ class Frame:
         "ctx",
         "final",
         "label",
+        "left_open",
         "lineage",
         "on_release",
         "pinned",
@@ -229,6 +230,7 @@ class Frame:
         self.pinned = False
         self.atomic = False
         self.request_transaction: Any = None
+        self.left_open = False
         self.on_release: Callable[[], None] | None = None
         self.undone = False  # whether a block was rolled back that something may have been started in
         self.wary = False  # whether `enter` must look closer: final or undone, each set before this
@@ -386,7 +388,8 @@ class Frame:
         """Begin the transaction of an atomic request on the connection that was just made."""
         transaction = self.state.database.transaction()
         transaction.begin_unmarked()
-        self.request_transaction = transaction
+        if not self.left_open:
+            self.request_transaction = transaction
 
     def end_request_transaction(self, error: BaseException | None = None) -> None:
         """Commit the atomic request, or roll it back because of `error`; nothing if it never connected.
@@ -429,9 +432,12 @@ class Frame:
         )
 
     def leave_open(self) -> None:
-        """Leave the atomic request's transaction open to the end, which rolls it back; nothing can commit it any more."""
+        """Leave the atomic request's transaction open to the end, which rolls it back; nothing can commit it any more.
+
+        Nor one that is about to begin: whoever connects from now on still begins one.
+        """
+        self.left_open = True
         self.request_transaction = None
-        self.atomic = False
 
     # -- cursors --------------------------------------------------------------------------------------------------------
 

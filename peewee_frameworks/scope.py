@@ -252,20 +252,29 @@ class Scope(Frames):
         Raises: what a COMMIT raised.
         """
         failed = error
-        frames = self.atomic_frames(by, forget=True)
-        # It is the innermost scope's, which need not be this one.
-        if error is not None and any(getattr(scope.slot, "busy", False) for scope in (current_scope() or self).chain):
-            # A call of `orm.run` whose caller was cancelled or timed out goes on. After a ROLLBACK its rest would be committed,
-            # statement by statement; so the transaction stays open, and `finish` rolls back all of it.
-            for frame in frames:
-                frame.leave_open()
-        for frame in frames:
+        for frame in self._frames_to_end(error, by):
             try:
                 frame.end_request_transaction(failed)
             except Exception as raised:  # noqa: BLE001 - the first is raised below, when all have ended
                 failed = _first(raised, failed, error)
         if failed is not None and failed is not error:
             raise failed
+
+    def _frames_to_end(self, error: BaseException | None, by: object) -> list[Frame]:
+        # The call is the innermost scope's, which need not be this one.
+        if error is None or not any(getattr(scope.slot, "busy", False) for scope in (current_scope() or self).chain):
+            return self.atomic_frames(by, forget=True)
+        # A call of `orm.run` whose caller was cancelled or timed out goes on. After a ROLLBACK its rest would be committed,
+        # statement by statement, and so would all of it, if it has not connected yet. So the transaction stays open, or begins
+        # yet, and `finish` rolls back all of it.
+        for scope in self.chain:
+            for state in scope.atomic or ():
+                scope.find(state)
+        frames = self.atomic_frames(by, forget=True)
+        for frame in frames:
+            if not frame.state.is_async:
+                frame.leave_open()
+        return [frame for frame in frames if frame.state.is_async]
 
     def connect(self, states: Iterable[State] | None = None) -> None:
         """Connect every database now (``connect="eager"``), and keep nested ``with db`` blocks from closing it.
@@ -328,7 +337,7 @@ async def complete(scope: Scope, error: BaseException | None = None, by: object 
             scope.complete(error, by)
         return
     failed = error
-    for frame in scope.atomic_frames(by, forget=True):
+    for frame in scope._frames_to_end(error, by):
         end = functools.partial(frame.end_request_transaction, failed)
         try:
             if frame.state.is_async:

@@ -26,18 +26,19 @@ def abandon(conn: Any) -> asyncio.Future[Any] | None:
         return None
     # A loop that is closed already refuses to close sockets; the collector does it then.
     with contextlib.suppress(Exception):
-        if isinstance(conn, pwasyncio.AsyncSqliteConnection):
+        ending: asyncio.Future[Any] | None = None
+        if hasattr(conn, "abandon"):  # ours: psycopg, and aiosqlite once it has been out of its pool
+            ending = conn.abandon()
+        elif isinstance(conn, pwasyncio.AsyncSqliteConnection):
             conn.conn = None
             raw._conn.interrupt()
-            future: asyncio.Future[Any] | None = raw.stop()
-            return future
-        if isinstance(conn, pwasyncio.AsyncMySQLConnection):
+            ending = raw.stop()
+        elif isinstance(conn, pwasyncio.AsyncMySQLConnection):
             raw.close()
             getattr(conn._pool, "_used", set()).discard(raw)
-        elif isinstance(conn, pwasyncio.AsyncPostgresqlConnection):
-            raw.terminate()
         else:
-            conn.abandon()
+            raw.terminate()
+        return ending
     return None
 
 

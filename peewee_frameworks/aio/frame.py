@@ -22,8 +22,7 @@ from peewee_frameworks.run import Queue
 from .bridge import not_in_bridge, under_bridge
 
 if TYPE_CHECKING:
-    import weakref
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
     from concurrent.futures import Future
 
     from .state import AsyncState
@@ -41,6 +40,10 @@ class AsyncLineage(Lineage):
         self.frame = frame
 
 
+def _nobody() -> None:
+    """Stand for rows that nobody reads any more."""
+
+
 class AsyncFrame(Frame):
     """One asynchronous database's connection in one scope, or in one task outside any scope."""
 
@@ -56,7 +59,7 @@ class AsyncFrame(Frame):
         # Why the open transaction cannot go on; a statement after its outermost block finds none open and forgets this.
         self.broken: str | None = None
         # The rows being read with `iterate`, and the cursor they come from.
-        self.stream: tuple[weakref.ref[Any], Any] | None = None
+        self.stream: tuple[Callable[[], Any], Any] | None = None
         super().__init__(state, label)
 
     def set_connection(self, conn: Any) -> None:
@@ -142,6 +145,11 @@ class AsyncFrame(Frame):
             )
         self.stream = None  # the loop over them was left, and they were dropped
         await self.attempt(self.conn, cursor.aclose())
+
+    def end_rows(self) -> None:
+        """Have the next statement, which is a ROLLBACK, end the rows that are being read: they are of what it takes back."""
+        if self.stream is not None:
+            self.stream = (_nobody, self.stream[1])
 
     def mark(self) -> Lineage:
         """Refuse, until `unmark`, all code that is not started from here."""

@@ -50,6 +50,8 @@ class AsyncSavepoint(pwasyncio._async_transaction_helper, Savepoint):
     def rollback(self, begin: bool = True) -> None:
         # A lost transaction is rolled back already, and an error here would hide the one that is unwinding the block.
         frame = self.db._state.frame()
+        if isinstance(frame, AsyncFrame):
+            frame.end_rows()
         if begin:
             super().rollback(begin)
         elif not getattr(frame, "broken", None):
@@ -93,6 +95,7 @@ class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):
         frame = self.db._state.frame()
         if not begin and (frame.final or getattr(frame, "broken", None)):
             return
+        frame.end_rows()
         try:
             await self._alone(super().arollback, begin)
         except Exception:
@@ -220,6 +223,8 @@ class AsyncGuarded(Guarded):
         if frame.final or getattr(frame, "broken", None):
             self._unmark_all()
             return
+        if isinstance(frame, AsyncFrame):
+            frame.end_rows()
         was = frame.conn
         try:
             super().rollback()
@@ -385,6 +390,12 @@ class AsyncSqliteGuarded(AsyncGuarded):
         conn = await super()._pool_acquire(pool)  # type: ignore[misc]
         conn.__class__ = AsyncSqliteConnection
         return conn
+
+    def _rollback_unless_broken(self, rollback: Callable[[], None]) -> None:
+        # SQLite refuses to roll back what is not open, and its error would hide what a function called after the COMMIT raised.
+        raw = getattr(self._state.conn, "conn", None)
+        if raw is None or raw.in_transaction:
+            super()._rollback_unless_broken(rollback)
 
 
 def install(database: Any) -> AsyncState:

@@ -90,7 +90,7 @@ class PoolKeeper:
                 async with asyncio.timeout(seconds):
                     pool = await self.open()
             except TimeoutError:
-                raise self._too_slow() from None
+                raise self.too_slow() from None
         if self.breath.is_due():
             await self.breath.draw()
         try:
@@ -125,7 +125,8 @@ class PoolKeeper:
             conn._pool = pool
             self._state.give_back(conn)
 
-    def _too_slow(self) -> PoolConnectTimeout:
+    def too_slow(self) -> PoolConnectTimeout:
+        """Make the error for a connect that did not end in time."""
         database = self._state.database
         reason = "The server does not answer."
         if isinstance(database, peewee.SqliteDatabase):  # a pragma on a new connection waits for it

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import os
 import select
+import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,8 @@ from psycopg.pq import TransactionStatus
 
 from peewee_frameworks.errors import ConfigurationError, PoolClosed, TooManyWaiters
 from peewee_frameworks.state import install
+
+from .refusals import Refusals, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +55,59 @@ _POOL_OPTIONS = frozenset(
 # Seconds in which a server that has said something unasked answers, or is taken for dead.
 ASK_SECONDS = 2.0
 
+# Seconds in which a server ends a statement that was cancelled, or is taken for dead.
+CANCEL_SECONDS = 2.0
+
+# Seconds for one connect, unless the connection parameters or PGCONNECT_TIMEOUT say otherwise; psycopg's own are 130.
+CONNECT_SECONDS = 10
+
+
+class _CutOff:
+    """Mixed into psycopg's connection: what the server does not end when it is cancelled is cut off.
+
+    By itself psycopg gives the server 5 s to take the cancellation and 5 s to end the statement, and who was cancelled waits.
+    """
+
+    pgconn: Any
+    _cutting: asyncio.TimerHandle | None = None
+
+    async def wait(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().wait(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if self._cutting is not None:
+                self._cutting.cancel()
+                self._cutting = None
+
+    async def _try_cancel(self, *, timeout: float = CANCEL_SECONDS) -> None:
+        self._cutting = asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._cut)
+        await super()._try_cancel(timeout=min(timeout, CANCEL_SECONDS))  # type: ignore[misc]
+
+    def _cut(self) -> None:
+        # Not closed: who waits for the socket would go on waiting, for the next file that gets its number.
+        with (
+            contextlib.suppress(OSError),
+            socket.fromfd(self.pgconn.socket, socket.AF_INET, socket.SOCK_STREAM) as connection,
+        ):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Lent(set[Any]):
+    """The connections that are out of the pool, which does not know them."""
+
+    _empty: asyncio.Future[None] | None = None
+
+    def discard(self, raw: Any) -> None:
+        super().discard(raw)
+        if not self and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    async def all_back(self) -> None:
+        """Wait until none is out."""
+        while self:
+            self._empty = asyncio.get_running_loop().create_future()
+            await self._empty
+
 
 class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
     """A psycopg connection as pwasyncio wraps them; in autocommit, so that Peewee's BEGIN and SAVEPOINT are the only ones."""
@@ -57,7 +115,7 @@ class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
     conn: Any
     _lock: Any
 
-    def __init__(self, conn: Any, lent: set[Any]) -> None:
+    def __init__(self, conn: Any, lent: _Lent) -> None:
         super().__init__(conn)
         self._lent = lent
         lent.add(conn)
@@ -172,7 +230,9 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
             wait_for_minimum: opening the pool waits for `min_size` connections, and fails if they do not come in time.
             kwargs: the other options of `AsyncConnectionPool` (``max_waiting``, ``max_lifetime``, ``max_idle``, ``check``,
                 ``reset``, ``configure``, ``reconnect_timeout``, ``reconnect_failed``, ``num_workers``), Peewee's
-                (``isolation_level``, ``encoding``), and psycopg's connection parameters.
+                (``isolation_level``, ``encoding``), and psycopg's connection parameters. ``reconnect_timeout`` is 0 by
+                default, where whoever wants a connection makes the pool try again at once; otherwise it tries at growing
+                intervals for so many seconds.
 
         Raises: `ConfigurationError` for sizes or timeouts that contradict each other.
         """
@@ -185,8 +245,8 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         self.pool_options: dict[str, Any] = {name: kwargs.pop(name) for name in _POOL_OPTIONS & kwargs.keys()}
         self.pool_options |= {"min_size": min_size, "max_size": min_size if max_size is None else max_size}
         self._check_options()
-        # The connections that are out of the pool, which does not know them.
-        self._lent: set[Any] = set()
+        self._refusals = Refusals()
+        self._lent = _Lent()
         self._wait_for_minimum = wait_for_minimum
         seconds = timeout if timeout is not None else acquire_timeout if acquire_timeout is not None else 10.0
         super().__init__(
@@ -216,24 +276,82 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
             conninfo = name
         else:
             arguments.setdefault("dbname", name)
+        if "connect_timeout" not in conninfo and "PGCONNECT_TIMEOUT" not in os.environ:
+            arguments.setdefault("connect_timeout", CONNECT_SECONDS)
         return conninfo, arguments
+
+    def _connection_class(self) -> Any:
+        """Make the class of the connections: psycopg's or the user's, that is not waited for in vain."""
+        database = self
+
+        class Connection(_CutOff, self.pool_options.get("connection_class", psycopg.AsyncConnection)):  # type: ignore[misc]
+            __qualname__ = "Connection"  # in psycopg's log
+
+            @classmethod
+            async def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    return await database._refusals.watch(super().connect(*args, **kwargs))
+                except Exception:
+                    database._tell_refusal()
+                    raise
+
+        return Connection
 
     async def _create_pool_async(self) -> Any:
         conninfo, arguments = self._connection_arguments()
+        gave_up = self.pool_options.get("reconnect_failed")
+
+        async def reconnect_failed(pool: Any) -> None:
+            self._tell_refusal()  # those too who came since the connect failed: the next one is not begun for them
+            if gave_up is not None and inspect.isawaitable(pending := gave_up(pool)):
+                await pending
+
+        options = {"reconnect_timeout": 0.0, **self.pool_options}
+        options |= {"connection_class": self._connection_class(), "reconnect_failed": reconnect_failed}
         pool: Any = psycopg_pool.AsyncConnectionPool(
-            conninfo, kwargs=arguments, open=False, timeout=self._acquire_timeout, **self.pool_options
+            conninfo, kwargs=arguments, open=False, timeout=self._acquire_timeout, **options
         )
-        await pool.open(wait=self._wait_for_minimum, timeout=self._acquire_timeout)
+        await pool.open()
+        if self._wait_for_minimum:
+            try:
+                await self._wait_for_pool(pool)
+            except BaseException:
+                await pool.close(self._acquire_timeout)
+                raise
         return pool
+
+    def _tell_refusal(self) -> None:
+        if not self._lent and not (self._pool and self._pool._pool):  # nobody brings one back, either
+            self._refusals.tell()
+
+    async def _wait_for_pool(self, pool: Any) -> None:
+        try:
+            async with self._refusals.waiting():
+                await pool.wait(self._acquire_timeout)
+        except Refused as error:
+            raise psycopg.OperationalError(str(error)) from None
 
     async def connect_beside(self) -> AsyncPsycopgConnection:
         """Open a connection beside the pool; the caller closes it."""
         conninfo, arguments = self._connection_arguments()
-        return AsyncPsycopgConnection(await psycopg.AsyncConnection.connect(conninfo, **arguments), set())
+        return AsyncPsycopgConnection(await psycopg.AsyncConnection.connect(conninfo, **arguments), _Lent())
+
+    async def _get(self, pool: Any) -> Any:
+        if pool._pool:
+            return await pool.getconn()
+        try:
+            async with self._refusals.waiting():
+                return await pool.getconn()
+        except (Refused, psycopg_pool.PoolTimeout):
+            if (reason := self._refusals.last) is not None:
+                raise psycopg.OperationalError(reason) from None
+            if not self._lent:
+                raise self._state.keeper.too_slow() from None
+            raise TimeoutError from None
 
     async def _pool_acquire(self, pool: Any) -> Any:
         try:
-            raw = await pool.getconn()
+            raw = await self._get(pool)
             while True:
                 try:
                     if not await _has_died(raw):
@@ -244,7 +362,7 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
                     raise
                 await raw.close()
                 await pool.putconn(raw)
-                raw = await pool.getconn()
+                raw = await self._get(pool)
         except psycopg_pool.TooManyRequests as error:
             raise TooManyWaiters(
                 f"{self._state.name}: {self.pool_options['max_waiting']} callers are waiting for a connection already "
@@ -270,19 +388,25 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
 
     async def _pool_close(self) -> None:
         pool = self._pool
-        idle = list(pool._pool)
         task: Any = asyncio.current_task()
         cancelled = task.cancelling()
         try:
-            await pool.close(self._acquire_timeout)
-        except asyncio.CancelledError:
-            # The pool waits for its workers, and stops half way if the loop's shutdown has cancelled them, not us.
-            if task.cancelling() > cancelled:
-                raise
+            await self._lent.all_back()
         finally:
-            for raw in (*idle, *self._lent):
-                await raw.close()
-            self._lent.clear()
+            idle = list(pool._pool)
+            try:
+                await pool.close(self._acquire_timeout)
+            except asyncio.CancelledError:
+                # The pool waits for its workers, and stops half way if the loop's shutdown has cancelled them, not us.
+                if task.cancelling() > cancelled:
+                    raise
+            finally:
+                for raw in (*idle, *self._lent):
+                    if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                        raw._cut()  # whoever waits for the statement's end closes it then
+                    else:
+                        await raw.close()
+                self._lent.clear()
 
     async def open(self, wait: bool = False) -> None:
         """Open the pool in the running loop; lifespan does this.
@@ -295,8 +419,9 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         pool = await self.open_pool()
         if wait:
             try:
-                await pool.wait(self._acquire_timeout)
-            except psycopg_pool.PoolTimeout as error:
+                await self._wait_for_pool(pool)
+            except psycopg.Error as error:
+                await self.close_pool()  # the wait for it may have closed it already
                 raise self._state.keeper.unavailable(error) from error
 
     def pool_stats(self) -> dict[str, int]:

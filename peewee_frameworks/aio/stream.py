@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from playhouse.pwasyncio import greenlet_spawn
 
+from peewee_frameworks.errors import TransactionLost
+
 from .keeper import wrapping_errors
 
 if TYPE_CHECKING:
@@ -75,6 +77,11 @@ class Rows:
     def _check(self, frame: AsyncFrame) -> None:
         if frame.conn is not self._conn:
             raise frame.lost()
+        if frame.stream is None or frame.stream[0]() is not self:
+            raise TransactionLost(
+                f"{frame.state.name}: rows of `iterate()` end with the transaction in which it was called, and that was rolled "
+                "back. Leave the loop over them, or run the query again."
+            )
 
     async def _open(self, frame: AsyncFrame) -> None:
         sql, params = self._query.sql()

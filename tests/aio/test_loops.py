@@ -164,11 +164,11 @@ def test_an_unreachable_server_does_not_hold_up_the_end_of_the_loop(backends):
 
 def test_a_server_that_is_down_is_an_error_that_says_so_and_not_for_ever(backends, free_port):
     """Refused at once, as `DatabaseUnavailable`; when the server is there the same database works."""
-    for driver in ("aiomysql", "asyncpg"):
+    for driver in ("aiomysql", "asyncpg", "psycopg"):
         backend = backends(driver)
         place = backend.place
         backend.place = place.via("127.0.0.1", free_port)
-        db = backend.make(timeout=2)
+        db = backend.make(timeout=60)
         with pytest.raises(DatabaseUnavailable, match="connecting failed"):
             run(answer(db))
         db.connect_params["port"] = place.kwargs["port"]
@@ -194,6 +194,28 @@ def test_test_clients_with_and_without_lifespan(backend):
         with TestClient(app) as client:
             assert [client.get("/").text for _ in range(3)] == ["42"] * 3
         assert sessions(backend) == 0
+
+
+def test_closing_waits_for_what_is_in_use(backend):
+    """A job beside the requests finishes its statement."""
+    db = backend.make()
+
+    async def main():
+        async def job():
+            async with connection_scope(db):
+                await db.aexecute_sql("SELECT 1")
+                begun.set()
+                await db.aexecute_sql(backend.brief)
+
+        begun = asyncio.Event()
+        task = asyncio.create_task(job())
+        await begun.wait()
+        await asyncio.sleep(0)
+        await db.close_pool(5)
+        await task
+        assert sessions(backend) == 0
+
+    run(main())
 
 
 def test_closing_cuts_off_what_is_still_in_use_and_the_pool_opens_again(backend, caplog):

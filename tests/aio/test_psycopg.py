@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 
 import peewee
 import psycopg_pool
 import pytest
 from playhouse.postgres_ext import ArrayField, BinaryJSONField, JSONField
+from psycopg.pq import TransactionStatus
 
-from peewee_frameworks import ConfigurationError, PoolTimeout, TooManyWaiters, connection_scope
+from peewee_frameworks import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    PoolConnectTimeout,
+    PoolTimeout,
+    TooManyWaiters,
+    connection_scope,
+)
 from peewee_frameworks.aio import AsyncPsycopgDatabase
 from tests.aio.conftest import run
+from tests.support.proxy import Proxy
 
 
 @pytest.fixture
@@ -25,6 +35,17 @@ def make(backends):
 
     make.place = backend.place
     return make
+
+
+@pytest.fixture
+def proxy(make):
+    with Proxy(make.place.address) as proxy:
+        yield proxy
+
+
+async def ask(db):
+    async with connection_scope(db):
+        await db.aexecute_sql("SELECT 1")
 
 
 def play(db, work):
@@ -165,6 +186,105 @@ def test_waiting_is_bounded_in_time_and_in_number(make):
         assert {type(error) for error in errors} == {PoolTimeout, TooManyWaiters}
 
     play(db, work)
+
+
+@pytest.mark.parametrize("options", [{}, {"reconnect_timeout": 300}])
+def test_a_server_that_goes_away_is_told_at_once_and_found_again(make, proxy, options):
+    """Not after the time to wait for a connection, and not as a pool that is too small."""
+    db = make(**dict(zip(("host", "port"), proxy.address, strict=True)), max_size=3, timeout=60, **options)
+
+    async def work():
+        await ask(db)
+        await asyncio.to_thread(proxy.refuse)
+        await asyncio.to_thread(proxy.cut)
+        for _ in range(2):
+            errors = await asyncio.gather(*(ask(db) for _ in range(10)), return_exceptions=True)
+            assert {type(error) for error in errors} == {DatabaseUnavailable}
+            assert "refused" in str(errors[0])
+        await asyncio.to_thread(proxy.restore)
+        await ask(db)
+
+    run(work())
+
+
+def test_who_waits_beside_holders_goes_on_waiting_though_connecting_fails(make, proxy):
+    """The connection of another may still come back."""
+    db = make(**dict(zip(("host", "port"), proxy.address, strict=True)), max_size=2, timeout=60)
+
+    async def work():
+        await db.open(wait=True)  # or the first to wait would have the pool grow
+        async with connection_scope(db):
+            await db.aexecute_sql("SELECT 1")
+            await asyncio.to_thread(proxy.refuse)
+            waiting = asyncio.create_task(ask(db))
+            while db._refusals.last is None:
+                await asyncio.sleep(0.01)
+            assert not waiting.done()
+        await waiting
+        await db.close_pool()
+
+    run(work())
+
+
+def test_a_server_that_is_silent_is_not_called_a_pool_that_is_too_small(make, proxy):
+    """Nobody has a connection that could come back."""
+    db = make(**dict(zip(("host", "port"), proxy.address, strict=True)), timeout=0.5)
+
+    async def work():
+        proxy.hang()
+        with pytest.raises(PoolConnectTimeout, match="does not answer"):
+            await ask(db)
+
+    run(work())
+
+
+@pytest.mark.parametrize("wait_for_minimum", [True, False])
+def test_waiting_for_the_minimum_ends_when_the_server_refuses_and_the_pool_can_be_opened_later(
+    make, proxy, wait_for_minimum
+):
+    """A pool that failed to fill is closed, and the database makes another."""
+    address = dict(zip(("host", "port"), proxy.address, strict=True))
+    db = make(**address, min_size=2, timeout=60, wait_for_minimum=wait_for_minimum)
+
+    async def work():
+        await asyncio.to_thread(proxy.refuse)
+        with pytest.raises(DatabaseUnavailable, match="refused"):
+            await db.open(wait=True)
+        assert db._pool is None
+        await asyncio.to_thread(proxy.restore)
+        await db.open(wait=True)
+        await ask(db)
+        await db.close_pool()
+
+    run(work())
+
+
+@pytest.mark.parametrize("silence", ["deafen", "hang"])
+def test_a_cancelled_statement_on_a_silent_server_is_given_up_soon(make, proxy, silence):
+    """Whether the server takes the cancellation or not: psycopg by itself needs 5 s for either, or 10."""
+    db = make(**dict(zip(("host", "port"), proxy.address, strict=True)))
+
+    async def work():
+        async with connection_scope(db):
+            await db.aexecute_sql("SELECT 1")
+            statement = asyncio.create_task(db.aexecute_sql("SELECT pg_sleep(30)"))
+            while not db._lent or next(iter(db._lent)).pgconn.transaction_status == TransactionStatus.IDLE:
+                await asyncio.sleep(0)
+            await asyncio.to_thread(proxy.deafen)
+            if silence == "hang":
+                proxy.hang()
+            statement.cancel()
+            done, _ = await asyncio.wait([statement], timeout=4)
+            assert done
+            assert statement.cancelled()
+            await asyncio.to_thread(proxy.cut)
+            await asyncio.to_thread(proxy.restore)
+            with contextlib.suppress(DatabaseUnavailable):  # a connect that was cut
+                await db.aexecute_sql("SELECT 1")
+            await db.aexecute_sql("SELECT 1")
+        await db.close_pool()
+
+    run(work(), 30)
 
 
 def test_urls_and_wrong_options(make):
