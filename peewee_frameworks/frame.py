@@ -220,6 +220,7 @@ class Frame:
         "state",
         "transactions",
         "undone",
+        "wary",
     )
 
     def __init__(self, state: State, label: str) -> None:
@@ -232,6 +233,7 @@ class Frame:
         self.left_open = False
         self.on_release: Callable[[], None] | None = None
         self.undone = False  # whether a block was rolled back that something may have been started in
+        self.wary = False  # whether `enter` must look closer: final or undone, each set before this
         self.returning = False  # its connection is on its way back, and still counts where it goes
         # Since when it is connected, monotonic, and where that was: set where no pool notes it, left unset elsewhere.
         self.since: float
@@ -279,7 +281,7 @@ class Frame:
         # A query hook or an SQLite function that queries is the same user, not a second one: the lock is reentrant.
         if not self._acquire(False):
             self._wait_for_housekeeping()
-        if not self._depth and (self.final or self.undone or (self.lineage is not None and not inherits(self.lineage))):
+        if not self._depth and (self.wary or (self.lineage is not None and not inherits(self.lineage))):
             refusal = None if self.final else self._refusal()
             if refusal is None and not self.final:
                 self._depth += 1
@@ -343,7 +345,8 @@ class Frame:
         """
         mark.closed = True
         if undone:
-            mark.undone, self.undone = self, True
+            mark.undone = self
+            self.undone = self.wary = True
         lineage = self.lineage
         while lineage is not None and lineage.closed:
             lineage = lineage.below
@@ -500,7 +503,7 @@ class Frame:
 
         Returns: a future if the connection is being returned on another thread.
         """
-        self.final = True
+        self.final = self.wary = True
         return self._end()
 
     def _end(self) -> Future[None] | None:

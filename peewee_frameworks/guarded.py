@@ -20,7 +20,7 @@ from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 from . import gevent
 from .drivers import close_failed_cursor, is_broken_off, is_clean, reads_later, transaction_is_open
 from .errors import ConcurrentUse, DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
-from .frame import Frame, GuardedCursor, Lineage, current_frames, inherits, native_thread, running_loop
+from .frame import Frame, GuardedCursor, Lineage, current_frames, current_lineage, inherits, native_thread, running_loop
 from .redact import redact
 from .waiting import lending
 
@@ -98,6 +98,8 @@ class _Block:
         if entry is None or not isinstance(entry.frame, Frame):
             return super().__exit__(*exc_info)  # type: ignore[misc]
         frame, mark = entry.frame, entry.mark
+        # Not elsewhere, where the collector ends a generator's block: whoever read from the generator still carries the mark.
+        undone = bool(exc_info) and exc_info[0] is not None and current_lineage.get() is mark
         try:
             if self.db._state.frame() is frame and (mark is None or inherits(mark)):
                 return super().__exit__(*exc_info)  # type: ignore[misc]
@@ -108,7 +110,7 @@ class _Block:
             raise
         finally:
             if mark is not None:
-                frame.unmark(mark, undone=bool(exc_info) and exc_info[0] is not None)
+                frame.unmark(mark, undone=undone)
 
     def _could_not_end(self, frame: Frame) -> None:
         """Do what is to be done when somebody else was using the connection at the end of the block."""
@@ -491,7 +493,7 @@ def _guarded_execute(execute: Any) -> Any:  # noqa: C901 - what `enter` and `lea
         # What `enter` and `leave` do, without their calls.
         if not frame._acquire(False):
             frame.enter()
-        elif frame._depth or not (frame.final or frame.lineage):
+        elif frame._depth or not (frame.wary or frame.lineage):
             frame._depth += 1
         else:
             frame._release()

@@ -242,7 +242,7 @@ class AsyncFrame(Frame):
 
         Returns: a future of the running loop if the connection is being returned.
         """
-        self.final = True
+        self.final = self.wary = True
         if self._user is not None:
             return None
         conn, stream, dirty = self.conn, self.stream, list(self.transactions)

@@ -92,13 +92,30 @@ class _CutOff:
             connection.shutdown(socket.SHUT_RDWR)
 
 
+class _Lent(set[Any]):
+    """The connections that are out of the pool, which does not know them."""
+
+    _empty: asyncio.Future[None] | None = None
+
+    def discard(self, raw: Any) -> None:
+        super().discard(raw)
+        if not self and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    async def all_back(self) -> None:
+        """Wait until none is out."""
+        while self:
+            self._empty = asyncio.get_running_loop().create_future()
+            await self._empty
+
+
 class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
     """A psycopg connection as pwasyncio wraps them; in autocommit, so that Peewee's BEGIN and SAVEPOINT are the only ones."""
 
     conn: Any
     _lock: Any
 
-    def __init__(self, conn: Any, lent: set[Any]) -> None:
+    def __init__(self, conn: Any, lent: _Lent) -> None:
         super().__init__(conn)
         self._lent = lent
         lent.add(conn)
@@ -229,8 +246,7 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         self.pool_options |= {"min_size": min_size, "max_size": min_size if max_size is None else max_size}
         self._check_options()
         self._refusals = Refusals()
-        # The connections that are out of the pool, which does not know them.
-        self._lent: set[Any] = set()
+        self._lent = _Lent()
         self._wait_for_minimum = wait_for_minimum
         seconds = timeout if timeout is not None else acquire_timeout if acquire_timeout is not None else 10.0
         super().__init__(
@@ -269,6 +285,8 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         database = self
 
         class Connection(_CutOff, self.pool_options.get("connection_class", psycopg.AsyncConnection)):  # type: ignore[misc]
+            __qualname__ = "Connection"  # in psycopg's log
+
             @classmethod
             async def connect(cls, *args: Any, **kwargs: Any) -> Any:
                 try:
@@ -316,7 +334,7 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
     async def connect_beside(self) -> AsyncPsycopgConnection:
         """Open a connection beside the pool; the caller closes it."""
         conninfo, arguments = self._connection_arguments()
-        return AsyncPsycopgConnection(await psycopg.AsyncConnection.connect(conninfo, **arguments), set())
+        return AsyncPsycopgConnection(await psycopg.AsyncConnection.connect(conninfo, **arguments), _Lent())
 
     async def _get(self, pool: Any) -> Any:
         if pool._pool:
@@ -370,19 +388,25 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
 
     async def _pool_close(self) -> None:
         pool = self._pool
-        idle = list(pool._pool)
         task: Any = asyncio.current_task()
         cancelled = task.cancelling()
         try:
-            await pool.close(self._acquire_timeout)
-        except asyncio.CancelledError:
-            # The pool waits for its workers, and stops half way if the loop's shutdown has cancelled them, not us.
-            if task.cancelling() > cancelled:
-                raise
+            await self._lent.all_back()
         finally:
-            for raw in (*idle, *self._lent):
-                await raw.close()
-            self._lent.clear()
+            idle = list(pool._pool)
+            try:
+                await pool.close(self._acquire_timeout)
+            except asyncio.CancelledError:
+                # The pool waits for its workers, and stops half way if the loop's shutdown has cancelled them, not us.
+                if task.cancelling() > cancelled:
+                    raise
+            finally:
+                for raw in (*idle, *self._lent):
+                    if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                        raw._cut()  # whoever waits for the statement's end closes it then
+                    else:
+                        await raw.close()
+                self._lent.clear()
 
     async def open(self, wait: bool = False) -> None:
         """Open the pool in the running loop; lifespan does this.

@@ -95,6 +95,7 @@ class _Unit:
     """The current unit of work; where there is none with this database, one for the while."""
 
     def __init__(self, state: State, label: str) -> None:
+        self._state = state
         frames = current_frames.get()
         scope = frames.scope if frames is not None and frames.has(state) else None
         self.own = scope is None
@@ -106,6 +107,16 @@ class _Unit:
     def leave(self) -> None:
         """Leave it, and its end to somebody else."""
         if self.own:
+            self.scope.exit()
+
+    async def run(self, function: Callable[[], _Result]) -> _Result:
+        """Call sync code on a thread, in this unit of work, from outside it."""
+        if not self.own:
+            return await run(self._state, function)
+        self.scope.enter()
+        try:
+            return await _runner(self._state).run(self.scope, function)
+        finally:
             self.scope.exit()
 
     async def end(self) -> None:
@@ -203,9 +214,10 @@ async def exit_block(block: Any, *exc_info: Any) -> Any:
     ending = asyncio.ensure_future(_runner(install(block.db)).run(unit.scope, leave))
     try:
         return await asyncio.shield(ending)
-    except asyncio.CancelledError as error:
+    except asyncio.CancelledError:
         if outcome[0] is None:
-            outcome = (type(error), error, None)  # no COMMIT that has not begun
+            # No COMMIT that has not begun. Not the error itself, whose traceback would keep this call and itself.
+            outcome = (asyncio.CancelledError, asyncio.CancelledError(), None)
         raise
     finally:
         before, mark = unit.marks
@@ -306,12 +318,15 @@ class AsyncIdiom:
         """Give the rows, a batch at a time; the driver may hold them all. Close it early with ``aclosing``."""
         query.bind(self)
         unit = _Unit(install(self), "db.iterate")
+        unit.leave()  # whoever is given a row is where he was; and where he stays, if he goes on without the rest
+        rows: Iterator[Any] = iter(())
         try:
-            rows = await self.run(lambda: query.clone().iterator(self))
-            while batch := await self.run(lambda: [*itertools.islice(rows, buffer_size or _BATCH)]):
+            rows = await unit.run(lambda: query.clone().iterator(self))
+            while batch := await unit.run(lambda: [*itertools.islice(rows, buffer_size or _BATCH)]):
                 for row in batch:
                     yield row
         finally:
+            rows = iter(())  # a traceback keeps what is here, and an open cursor keeps SQLite's file locked
             await unit.end()
 
     async def acreate_tables(self, *args: Any, **kwargs: Any) -> None:

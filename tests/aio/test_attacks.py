@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import threading
+import weakref
 
 import peewee
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from peewee_frameworks import TransactionLost, connection_scope
 from peewee_frameworks.pool import PooledSqliteDatabase, connect
 from peewee_frameworks.runtime import Runtime
-from peewee_frameworks.scope import Scope, complete
+from peewee_frameworks.scope import Scope, complete, current_scope
 from peewee_frameworks.state import install
 from tests.aio.conftest import run, until
 
@@ -388,3 +390,102 @@ def test_an_error_beside_rows_that_are_being_read_is_the_error_of_the_block(back
             assert await db.count(Item.select()) == 11
 
     run_on_table(Item, work)
+
+
+def test_whoever_leaves_a_loop_over_rows_of_a_sync_pool_is_where_he_was(tmp_path):
+    """Outside any unit of work the rows have a unit of their own, and its end is nobody else's."""
+    db = PooledSqliteDatabase(str(tmp_path / "left.db"), max_connections=2, pragmas={"journal_mode": "wal"})
+
+    Item = items_of(db)
+
+    async def work():
+        await Item.insert_many([{"number": number} for number in range(10)]).aexecute()
+        for _ in range(2):
+            async for _ in db.iterate(Item.select(), 3):
+                assert current_scope() is None
+                break
+            assert await db.count(Item.select()) == 10
+            await until(lambda: db.pool.stats().used == 0)
+            async with db.atomic():
+                await Item.update(number=1).aexecute()
+        rows = db.iterate(Item.select(), 3)
+        async for item in rows:
+            await Item.update(number=2).where(Item.id == item.id).aexecute()
+            assert len(await db.list(Item.select())) == 10
+        assert db.pool.stats().used == 0
+
+    run_on_table(Item, work)
+
+
+def test_a_kept_error_of_rows_that_were_cancelled_keeps_no_file_locked_on_a_sync_pool(tmp_path):
+    """Its traceback keeps what the reader had in hand."""
+    db = PooledSqliteDatabase(str(tmp_path / "kept.db"), max_connections=2)
+
+    Item = items_of(db)
+
+    async def work():
+        await Item.insert_many([{"number": number} for number in range(10)]).aexecute()
+        kept = []
+
+        async def read():
+            async with connection_scope(db):
+                try:
+                    async with db.atomic():
+                        await Item.acreate(number=-1)
+                        async for _ in db.iterate(Item.select(), 3):
+                            asyncio.current_task().cancel()
+                except asyncio.CancelledError as error:
+                    kept.append(error)
+                    raise
+
+        await asyncio.wait([asyncio.create_task(read())])
+        await until(lambda: db.pool.stats().used == 0)
+        await Item.acreate(number=-2)
+        assert await db.count(Item.select()) == 11
+
+    run_on_table(Item, work)
+
+
+def test_a_block_whose_end_is_cancelled_is_not_kept_by_its_own_error(tmp_path):
+    """A cycle would keep all that the block's callers have in hand, until the garbage collector comes."""
+    db = PooledSqliteDatabase(str(tmp_path / "cycle.db"), max_connections=2)
+
+    Item = items_of(db)
+
+    class InHand:
+        pass
+
+    begun, end = threading.Event(), threading.Event()
+    left = []
+
+    def long():
+        begun.set()
+        assert end.wait(10)
+
+    async def block(leaving):
+        in_hand = InHand()
+        left.append(weakref.ref(in_hand))
+        async with db.atomic():
+            sibling = asyncio.create_task(db.run(long))
+            await asyncio.to_thread(begun.wait, 10)
+            leaving.set()
+        await sibling
+
+    async def work():
+        async with connection_scope(db):
+            leaving = asyncio.Event()
+            task = asyncio.create_task(block(leaving))
+            await leaving.wait()  # its end waits for the thread
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            del task
+            end.set()
+            await Item.acreate(number=1)
+        await until(lambda: left[0]() is None)
+
+    gc.disable()
+    try:
+        run_on_table(Item, work)
+    finally:
+        gc.enable()

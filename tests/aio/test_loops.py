@@ -196,6 +196,28 @@ def test_test_clients_with_and_without_lifespan(backend):
         assert sessions(backend) == 0
 
 
+def test_closing_waits_for_what_is_in_use(backend):
+    """A job beside the requests finishes its statement."""
+    db = backend.make()
+
+    async def main():
+        async def job():
+            async with connection_scope(db):
+                await db.aexecute_sql("SELECT 1")
+                begun.set()
+                await db.aexecute_sql(backend.brief)
+
+        begun = asyncio.Event()
+        task = asyncio.create_task(job())
+        await begun.wait()
+        await asyncio.sleep(0)
+        await db.close_pool(5)
+        await task
+        assert sessions(backend) == 0
+
+    run(main())
+
+
 def test_closing_cuts_off_what_is_still_in_use_and_the_pool_opens_again(backend, caplog):
     """A connection that nobody returns does not hold up the end for longer than told."""
 

@@ -11,7 +11,7 @@ import threading
 import peewee
 import pytest
 
-from peewee_frameworks import ConcurrentUse, connection_scope
+from peewee_frameworks import ConcurrentUse, TransactionLost, connection_scope
 from peewee_frameworks.frame import current_lineage
 from peewee_frameworks.state import install
 from tests.core.conftest import make_note
@@ -80,6 +80,36 @@ def test_children_of_the_block_take_part_in_it(db, note):
                 assert note.select().count() == 3
                 raise KeyError
             assert note.select().count() == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["task", "thread"])
+def test_a_child_that_outlives_a_block_that_was_rolled_back_is_kept_out(db, note, kind):
+    """Its statement was meant to be undone with the block; now it would be committed by itself."""
+    go = threading.Event()
+
+    def write() -> None:
+        assert go.wait(10)
+        note.create(text="child")
+
+    async def main() -> None:
+        async with connection_scope(db):
+            with pytest.raises(ZeroDivisionError), db.atomic():
+                note.create(text="block")
+                child = asyncio.create_task(asyncio.to_thread(write) if kind == "thread" else later())
+                await asyncio.sleep(0)
+                1 / 0  # noqa: B018
+            note.create(text="after")
+            go.set()
+            with pytest.raises(TransactionLost, match="was rolled back meanwhile"):
+                await child
+            note.create(text="and after")
+            assert [row.text for row in note.select().order_by(note.id)] == ["after", "and after"]
+
+    async def later() -> None:
+        await asyncio.to_thread(go.wait, 10)
+        write()
 
     asyncio.run(main())
 
