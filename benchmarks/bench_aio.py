@@ -195,6 +195,7 @@ def rows() -> list[Row]:
                     target=">= 1.0 x playhouse.pool in threads",
                     passes=lambda mine, all_: mine >= all_["playhouse.pool in threads"],
                     lower_is_better=False,
+                    repeats=5,
                 )
             )
             peer = "stock aiomysql" if kind == "mysql" else "stock asyncpg"
@@ -208,6 +209,7 @@ def rows() -> list[Row]:
                     target=">= 1.0 x stock asyncpg" if kind == "postgres" else "",
                     passes=(lambda mine, all_, peer=peer: mine >= all_[peer]) if kind == "postgres" else None,
                     lower_is_better=False,
+                    repeats=5,
                 )
             )
             for name, contenders in (("offload", offload), ("native", native)):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import peewee
 
 from .background import background
-from .errors import ConfigurationError
+from .errors import ConcurrentUse, ConfigurationError
 from .frame import Frames, current_frames, in_greenlet, native_thread, running_loop
 from .state import State, install
 
@@ -285,6 +285,19 @@ class Scope(Frames):
         # It is the innermost scope's, which need not be this one.
         return any(getattr(scope.slot, "busy", False) for scope in (current_scope() or self).chain)
 
+    def refusal_to_commit(self) -> ConcurrentUse | None:
+        """Return the error for a COMMIT that would keep half of a call of `orm.run`, which goes on in here; else None."""
+        inner = current_scope()
+        within = [] if inner is None else list(inner.chain)
+        within = within[: within.index(self) + 1] if self in within else [self]
+        if not any(getattr(scope.slot, "busy", False) for scope in within):
+            return None
+        return ConcurrentUse(
+            f"{self.label} cannot commit: a call of orm.run goes on in its transaction, and what that has done so far would be "
+            "committed without the rest. Await the call, also one that was cancelled or timed out, before the response "
+            "starts, or open `connection_scope(db)` inside it; everything is rolled back."
+        )
+
     def connect(self, states: Iterable[State] | None = None) -> None:
         """Connect every database now (``connect="eager"``), and keep nested ``with db`` blocks from closing it.
 
@@ -334,17 +347,29 @@ def current_scope() -> Scope | None:
 
 
 async def complete(scope: Scope, error: BaseException | None = None, by: object = None) -> None:
-    """Do what `Scope.complete` does from an event loop, without blocking it."""
+    """Do what `Scope.complete` does from an event loop, without blocking it.
+
+    Raises: what a COMMIT raised; `ConcurrentUse` instead of a COMMIT amid a call of `orm.run`.
+    """
     import asyncio  # noqa: PLC0415 - running, or this could not be awaited
 
-    frames = scope.frames_to_end(error, by)
-    if not any(frame.state.is_async for frame in frames):
-        if any(frame.request_transaction is not None for frame in frames):
-            context = contextvars.copy_context()
-            await asyncio.wrap_future(background.submit(lambda: context.run(_end_all, frames, error)))
-        else:
-            _end_all(frames, error)
-        return
+    refusal = None if error is not None else scope.refusal_to_commit()
+    reason = error or refusal
+    frames = scope.frames_to_end(reason, by)
+    if any(frame.state.is_async for frame in frames):
+        await _end_each(frames, reason)
+    elif any(frame.request_transaction is not None for frame in frames):
+        context = contextvars.copy_context()
+        await asyncio.wrap_future(background.submit(lambda: context.run(_end_all, frames, reason)))
+    else:
+        _end_all(frames, reason)
+    if refusal is not None:
+        raise refusal
+
+
+async def _end_each(frames: list[Frame], error: BaseException | None) -> None:
+    import asyncio  # noqa: PLC0415 - as above
+
     failed = error
     for frame in frames:
         end = functools.partial(frame.end_request_transaction, failed)

@@ -18,7 +18,7 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Response, WebSocket
 from fastapi.testclient import TestClient
 
-from peewee_frameworks import ConfigurationError, connection_scope, current_scope
+from peewee_frameworks import ConcurrentUse, ConfigurationError, connection_scope, current_scope
 from peewee_frameworks.fastapi import Peewee
 from peewee_frameworks.pool import PooledSqliteDatabase
 from tests.support.client import Request
@@ -625,6 +625,33 @@ def test_a_unit_of_work_whose_deadline_passes_is_not_committed_by_halves(databas
 
     with TestClient(app) as client:
         assert client.get("/").status_code == 504
+        eventually(lambda: not shop.database._in_use)
+        assert shop.names() == []
+    assert shop.everything_is_back()
+
+
+@pytest.mark.parametrize("how", ["dependency", "option"])
+def test_an_endpoint_that_passes_over_a_deadline_does_not_commit_half_of_what_goes_on(sqlite_shop, how):
+    """Its thread is between two statements: a COMMIT now would keep the first and not the second."""
+    shop = sqlite_shop(transaction=how == "option")
+    app, go_on = shop.app(), threading.Event()
+
+    def unit():
+        shop.Item.create(name="first half")
+        assert go_on.wait(10)
+        shop.Item.create(name="second half")
+
+    @app.get("/", dependencies=[Depends(shop.orm.transaction)] if how == "dependency" else [])
+    async def endpoint():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await shop.orm.run(unit)
+        return "fine"
+
+    with TestClient(app, raise_server_exceptions=True) as client:
+        with pytest.raises(ConcurrentUse, match=r"a call of orm\.run goes on"):
+            client.get("/")
+        go_on.set()
         eventually(lambda: not shop.database._in_use)
         assert shop.names() == []
     assert shop.everything_is_back()
