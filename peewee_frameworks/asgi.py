@@ -147,6 +147,7 @@ class RequestMiddleware:
         if opens:
             states = (runtime.installed or runtime.states) if outer is None else runtime.states_beside(outer)
             work: Scope = _Work(scope, states, outer, runtime)
+            work.served = self._served
             scope[SCOPE_KEY] = work
             runtime.live.add(work)
             token = current_frames.set(work)
@@ -156,7 +157,7 @@ class RequestMiddleware:
                 await self.app(scope, receive, send)
                 return
             work = found
-        work.served += self._served
+            work.served += self._served
         if self._tells_times:
             send = _with_times(work, send)
 
@@ -195,9 +196,7 @@ class RequestMiddleware:
                         runtime.end(work)
                 try:  # noqa: SIM105 - costs more
                     current_frames.reset(token)
-                except (
-                    ValueError
-                ):  # closed by the garbage collector in another context, where there is nothing to reset
+                except ValueError:  # closed by the garbage collector in another context: there is nothing to reset
                     pass
 
     async def _send(self, work: Scope, message: Message, send: Send) -> None:

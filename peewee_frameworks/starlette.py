@@ -140,6 +140,8 @@ class Peewee(Extension):
 
     def _serve(self, app: ASGIApp, other: ASGIApp | None = None) -> ASGIApp:
         self._configure()
+        if other is None and isinstance(app, RequestMiddleware) and app.runtime is self.runtime:
+            return app  # `middleware()` stands first already: one is enough
         return RequestMiddleware(app, self.runtime, Request, self._names, other)
 
     def _serve_all(self, app: ASGIApp) -> ASGIApp:

@@ -483,7 +483,7 @@ async def test_who_waits_for_a_connection_lends_its_thread_to_who_has_one(pool, 
         database = PooledSqliteDatabase(place.database, max_connections=2, timeout=20, pragmas={"journal_mode": "wal"})
     else:
         database = place.make_database(max_connections=2, timeout=20)
-    shop = Shop(database)
+    shop = await asyncio.to_thread(Shop, database)  # a connect that takes its time is refused on a loop
     app = shop.app()
     limiter = current_default_thread_limiter()
     limiter.total_tokens = 4

@@ -36,6 +36,14 @@ APP = "tests.adapters.sanic_app:make_app"
 numbers = itertools.count()
 
 
+@pytest.fixture(autouse=True)
+def policy():
+    """Sanic's test clients leave uvloop's policy behind, and tests of asyncio's own loops would see nothing."""
+    before = asyncio.get_event_loop_policy()
+    yield
+    asyncio.set_event_loop_policy(before)
+
+
 @pytest.fixture
 def rid():
     return f"r{next(numbers)}"

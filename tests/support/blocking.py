@@ -108,6 +108,7 @@ class Judge:
             try:
                 original(handle)
             finally:
+                handle = None  # as asyncio's own: the frames of an error keep this one, and the error is the task's
                 if outer is None:
                     running.pop(thread, None)
                 else:
