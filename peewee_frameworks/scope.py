@@ -238,7 +238,7 @@ class Scope(Frames):
 
     def has_transaction(self, by: object = None) -> bool:
         """Return whether the transaction of an atomic request is open, or may begin yet in a call that goes on."""
-        return self._has_call or any(frame.request_transaction is not None for frame in self.atomic_frames(by))
+        return self._has_call(by) or any(frame.request_transaction is not None for frame in self.atomic_frames(by))
 
     def complete(self, error: BaseException | None = None, by: object = None) -> None:
         """Commit the atomic request, or roll it back because of `error`.
@@ -277,20 +277,20 @@ class Scope(Frames):
         # Nobody tells of a framework's own threads. A `connection_scope`, which ends what is its own, is over with it.
         if by is not None and isinstance(error, getattr(sys.modules.get("asyncio"), "CancelledError", ())):
             return True
-        return self._has_call
+        return self._has_call(by)
 
-    @property
-    def _has_call(self) -> bool:
-        """Whether a call of `orm.run` goes on, though its caller may be gone."""
-        # It is the innermost scope's, which need not be this one.
-        return any(getattr(scope.slot, "busy", False) for scope in (current_scope() or self).chain)
+    def _has_call(self, by: object) -> bool:
+        """Return whether a call of `orm.run` goes on in what somebody has made atomic, though its caller may be gone."""
+        by = self if by is None else by
+        # It is the innermost scope's, which need not be this one. Those around the outermost that is atomic are no part of it.
+        chain = list((current_scope() or self).chain)
+        while chain and by not in (chain[-1].atomic or {}).values():
+            chain.pop()
+        return any(getattr(scope.slot, "busy", False) for scope in chain)
 
-    def refusal_to_commit(self) -> ConcurrentUse | None:
+    def refusal_to_commit(self, by: object = None) -> ConcurrentUse | None:
         """Return the error for a COMMIT that would keep half of a call of `orm.run`, which goes on in here; else None."""
-        inner = current_scope()
-        within = [] if inner is None else list(inner.chain)
-        within = within[: within.index(self) + 1] if self in within else [self]
-        if not any(getattr(scope.slot, "busy", False) for scope in within):
+        if not self._has_call(by):
             return None
         return ConcurrentUse(
             f"{self.label} cannot commit: a call of orm.run goes on in its transaction, and what that has done so far would be "
@@ -353,7 +353,7 @@ async def complete(scope: Scope, error: BaseException | None = None, by: object 
     """
     import asyncio  # noqa: PLC0415 - running, or this could not be awaited
 
-    refusal = None if error is not None else scope.refusal_to_commit()
+    refusal = None if error is not None else scope.refusal_to_commit(by)
     reason = error or refusal
     frames = scope.frames_to_end(reason, by)
     if any(frame.state.is_async for frame in frames):

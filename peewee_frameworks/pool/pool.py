@@ -20,6 +20,7 @@ from peewee_frameworks.errors import (
     TooManyWaiters,
     WouldBlock,
 )
+from peewee_frameworks.frame import running_loop
 from peewee_frameworks.stacks import take
 from peewee_frameworks.waiting import lending
 
@@ -32,7 +33,7 @@ from .leaks import Suspect, log_returned
 from .options import PoolOptions, seconds_to_wait
 from .stats import PoolStats, Recorder, read_stats
 from .upkeep import Upkeep, close_what_was_let_go, reap
-from .waiters import TaskWaiter, ThreadWaiter, Waiter, running_loop
+from .waiters import TaskWaiter, ThreadWaiter, Waiter
 from .workers import runtime, subjects, watch_forks
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ class Pool:
         return conn
 
     async def _acquire_awaiting(self, timeout: float | None) -> Any:
-        loop: asyncio.AbstractEventLoop = running_loop()
+        loop: Any = running_loop()  # there is one: this is a coroutine
         start = self._clock()
         while True:
             engine = self.engine

@@ -7,15 +7,13 @@ so a monkey patch that comes after the import is still honoured.
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from peewee_frameworks.frame import running_loop
 from peewee_frameworks.gevent import make_lock
 
 if TYPE_CHECKING:
     import asyncio
-
-__all__ = ["TaskWaiter", "ThreadWaiter", "Waiter", "running_loop"]
 
 
 FOREVER = 3600.0
@@ -104,10 +102,3 @@ class TaskWaiter(Waiter):
     def stranded(self) -> bool:
         """Say whether the loop is closed."""
         return self.loop.is_closed()
-
-
-def running_loop() -> Any:
-    """Return the event loop that runs on this thread, or ``None``; does not import asyncio for the answer."""
-    # The default is for the moment in which another thread is importing it.
-    find = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
-    return None if find is None else find()

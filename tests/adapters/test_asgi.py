@@ -19,7 +19,7 @@ from peewee_frameworks import ConfigurationError, ScopeEnded, connection_scope, 
 from peewee_frameworks.asgi import SCOPE_KEY, PeeweeMiddleware, RequestMiddleware, ScopeMiddleware
 from peewee_frameworks.runtime import Runtime
 from tests.support.client import Request
-from tests.support.concurrency import eventually
+from tests.support.concurrency import Halves, eventually
 from tests.support.databases import scratch
 from tests.support.load import hammer, statuses
 from tests.support.servers import require_server
@@ -462,23 +462,14 @@ async def test_a_call_that_outlives_its_deadline_in_an_inner_scope_is_not_commit
     database, item, make_place
 ):
     """The transaction is the outer instance's, and the call was made through the inner one, which is not atomic."""
-    go_on, done = threading.Event(), threading.Event()
-
-    def unit():
-        item.create(name="first half")
-        assert go_on.wait(10)
-        try:
-            item.create(name="second half")
-        finally:
-            done.set()
+    unit = Halves(item.create)
 
     async def app(scope, receive, send):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
                 await inner.runtime.run(unit)
         await send({"type": "http.response.start", "status": 504, "headers": []})
-        go_on.set()
-        await asyncio.to_thread(done.wait, 10)
+        await unit.finish()
         await send({"type": "http.response.body", "body": b""})
 
     inner = PeeweeMiddleware(app, {"default": database, "other": make_place("sqlite").make_database()})
@@ -494,16 +485,8 @@ async def test_a_call_that_outlives_its_deadline_is_not_committed_by_halves_besi
     database, item, make_place
 ):
     """What ends the transactions of both kinds knows of the call too."""
-    go_on, done = threading.Event(), threading.Event()
+    unit = Halves(item.create)
     other = AsyncSqliteDatabase(make_place("sqlite").database)
-
-    def unit():
-        item.create(name="first half")
-        assert go_on.wait(10)
-        try:
-            item.create(name="second half")
-        finally:
-            done.set()
 
     async def app(scope, receive, send):
         await other.run(other.execute_sql, "SELECT 1")
@@ -511,8 +494,7 @@ async def test_a_call_that_outlives_its_deadline_is_not_committed_by_halves_besi
             async with asyncio.timeout(0.5):
                 await wrapped.runtime.run(unit)
         await send({"type": "http.response.start", "status": 504, "headers": []})
-        go_on.set()
-        await asyncio.to_thread(done.wait, 10)
+        await unit.finish()
         await send({"type": "http.response.body", "body": b""})
 
     wrapped = PeeweeMiddleware(app, {"default": database, "other": other}, transaction=True)

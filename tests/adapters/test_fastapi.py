@@ -22,7 +22,7 @@ from peewee_frameworks import ConcurrentUse, ConfigurationError, connection_scop
 from peewee_frameworks.fastapi import Peewee
 from peewee_frameworks.pool import PooledSqliteDatabase
 from tests.support.client import Request
-from tests.support.concurrency import eventually
+from tests.support.concurrency import Halves, eventually
 from tests.support.databases import scratch
 from tests.support.load import hammer, statuses
 from tests.support.servers import require_server
@@ -602,20 +602,11 @@ def test_80_sync_endpoints_against_40_threads(served):
 def test_a_unit_of_work_whose_deadline_passes_is_not_committed_by_halves(database, how):
     """Its caller is gone and the request answers, while its thread goes on to the next statement."""
     shop = Shop(database, transaction=how == "option")
-    app, go_on, done = shop.app(), threading.Event(), threading.Event()
-
-    def unit():
-        shop.Item.create(name="first half")
-        assert go_on.wait(10)
-        try:
-            shop.Item.create(name="second half")
-        finally:
-            done.set()
+    app, unit = shop.app(), Halves(shop.Item.create)
 
     @app.exception_handler(TimeoutError)
     async def late(request, error):
-        go_on.set()
-        await asyncio.to_thread(done.wait, 10)
+        await unit.finish()
         return Response("late", 504)
 
     @app.get("/", dependencies=[Depends(shop.orm.transaction)] if how == "dependency" else [])
@@ -634,12 +625,7 @@ def test_a_unit_of_work_whose_deadline_passes_is_not_committed_by_halves(databas
 def test_an_endpoint_that_passes_over_a_deadline_does_not_commit_half_of_what_goes_on(sqlite_shop, how):
     """Its thread is between two statements: a COMMIT now would keep the first and not the second."""
     shop = sqlite_shop(transaction=how == "option")
-    app, go_on = shop.app(), threading.Event()
-
-    def unit():
-        shop.Item.create(name="first half")
-        assert go_on.wait(10)
-        shop.Item.create(name="second half")
+    app, unit = shop.app(), Halves(shop.Item.create)
 
     @app.get("/", dependencies=[Depends(shop.orm.transaction)] if how == "dependency" else [])
     async def endpoint():
@@ -651,9 +637,29 @@ def test_an_endpoint_that_passes_over_a_deadline_does_not_commit_half_of_what_go
     with TestClient(app, raise_server_exceptions=True) as client:
         with pytest.raises(ConcurrentUse, match=r"a call of orm\.run goes on"):
             client.get("/")
-        go_on.set()
+        unit.go_on()
         eventually(lambda: not shop.database._in_use)
         assert shop.names() == []
+    assert shop.everything_is_back()
+
+
+def test_a_block_inside_commits_while_a_call_of_the_request_goes_on(sqlite_shop):
+    """The call has the request's connection, and the block one of its own: nothing is halved."""
+    shop = sqlite_shop()
+    app, unit = shop.app(), Halves(shop.Item.create)
+
+    @app.get("/")
+    async def endpoint():
+        call = asyncio.create_task(shop.orm.run(unit))
+        await asyncio.to_thread(unit.halfway.wait, 10)
+        async with connection_scope(shop.database, transaction=True):
+            await asyncio.to_thread(shop.Item.create, name="block")
+        unit.go_on()
+        await call
+
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 200
+        assert sorted(shop.names()) == ["block", "first half", "second half"]
     assert shop.everything_is_back()
 
 
@@ -699,16 +705,11 @@ def test_a_unit_of_work_whose_deadline_passes_before_it_connects_commits_nothing
 def test_a_sync_endpoint_whose_deadline_passes_is_not_committed_by_halves(database, how, scope):
     """Its thread is the framework's, which no deadline stops, and it is between two statements."""
     shop = Shop(database, transaction=how == "option")
-    app, go_on, done = shop.app(), threading.Event(), threading.Event()
+    app, unit = shop.app(), Halves(shop.Item.create)
 
     @app.get("/", dependencies=[Depends(shop.orm.transaction, scope=scope)] if how == "dependency" else [])
     def endpoint():
-        shop.Item.create(name="first half")
-        assert go_on.wait(10)
-        try:
-            shop.Item.create(name="second half")
-        finally:
-            done.set()
+        unit()
 
     class Deadline:
         def __init__(self, app: Any) -> None:
@@ -722,8 +723,7 @@ def test_a_sync_endpoint_whose_deadline_passes_is_not_committed_by_halves(databa
                 async with asyncio.timeout(0.5):
                     await self.app(scope, receive, send)
             except TimeoutError:
-                go_on.set()
-                await asyncio.to_thread(done.wait, 10)
+                await unit.finish()
                 await Response("late", 504)(scope, receive, send)
 
     app.add_middleware(Deadline)

@@ -24,6 +24,7 @@ from tests.support.client import Request
 from tests.support.concurrency import eventually
 from tests.support.databases import scratch
 from tests.support.load import hammer, statuses
+from tests.support.ports import reserved_port
 from tests.support.process import ServerError
 from tests.support.servers import KINDS, require_server
 from tests.support.websocket import WebSocket
@@ -676,8 +677,7 @@ def test_the_reusable_test_client(make_database, make_sanic):
     async def handler(request):
         return text(await orm.run(one, database) + one(database))
 
-    client = ReusableClient(app)
-    with client:
+    with reserved_port() as port, ReusableClient(app, port=port) as client:
         assert [client.get("/")[1].text for _ in range(3)] == ["11"] * 3
     assert not orm.runtime.live
 
@@ -708,10 +708,10 @@ def test_a_thread_that_first_queries_at_its_requests_very_end_leaves_nothing(mak
     app.get("/")(lambda request: text("ok"))
     orm.init_app(app)
     orm.runtime.__class__ = Watched
-    with ReusableClient(app) as client:
+    with reserved_port() as port, ReusableClient(app, port=port) as client:
         assert client.get("/")[1].text == "ok"
         eventually(lambda: told)
-    assert not database._in_use
+    eventually(lambda: not database._in_use)
 
 
 def test_an_application_keeps_its_class_name_and_its_own_subclass(make_database, make_sanic):

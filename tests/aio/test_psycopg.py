@@ -21,7 +21,7 @@ from peewee_frameworks import (
     connection_scope,
 )
 from peewee_frameworks.aio import AsyncPsycopgDatabase
-from tests.aio.conftest import run
+from tests.aio.conftest import run, until
 from tests.support.proxy import Proxy
 
 
@@ -217,8 +217,7 @@ def test_who_waits_beside_holders_goes_on_waiting_though_connecting_fails(make, 
             await db.aexecute_sql("SELECT 1")
             await asyncio.to_thread(proxy.refuse)
             waiting = asyncio.create_task(ask(db))
-            while db._refusals.last is None:
-                await asyncio.sleep(0.01)
+            await until(lambda: db._refusals.last is not None)
             assert not waiting.done()
         await waiting
         await db.close_pool()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,3 +65,32 @@ def eventually(predicate: Callable[[], T], deadline: float = 10.0, message: str 
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
     return value
+
+
+class Halves:
+    """A unit of work that stops between its two statements, so that its caller may be gone when the second comes."""
+
+    def __init__(self, create: Callable[..., object]) -> None:
+        """Take what makes a row of the name that it is given."""
+        self._create = create
+        self.halfway = threading.Event()
+        self._go_on, self._done = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        """Do it, on a thread."""
+        self._create(name="first half")
+        self.halfway.set()
+        assert self._go_on.wait(10), "nobody let it go on"
+        try:
+            self._create(name="second half")
+        finally:
+            self._done.set()
+
+    def go_on(self) -> None:
+        """Let the second half come."""
+        self._go_on.set()
+
+    async def finish(self) -> None:
+        """Let the second half come, and wait for its end."""
+        self._go_on.set()
+        assert await asyncio.to_thread(self._done.wait, 10), "it did not end"
