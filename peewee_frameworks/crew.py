@@ -11,6 +11,7 @@ import collections
 import contextlib
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 
 _NO_BOUND = 1 << 16
+
+# So many threads with a call each do not keep the loop from its interpreter for long.
+_FEW = 2
 
 
 class Stage(Enum):
@@ -251,6 +255,12 @@ class Crew:
 
     There is one for every call that has a place, so `size` in all for each event loop. Fewer would not do: the callers of one
     loop would wait on all of them for connections that scopes of another hold, whose next call waits for a thread.
+
+    So many threads that find their answers at once would all want the interpreter, and the loop comes by it in their midst:
+    with ten of them a timer was 15 to 25 ms late. Hence the turnstile: before each call a thread stands in line for the
+    interpreter with nothing but that to do, and only one of them does so at a time. The longer the line is, the fewer threads
+    come through, and those that stand before it do not stand in line; where threads wait for their server, there is no line.
+    Its holder waits for nothing else, so nobody waits for long.
     """
 
     def __init__(self, size: int, name: str) -> None:
@@ -263,6 +273,7 @@ class Crew:
     def _reset(self) -> None:
         # Held for a few instructions, never while something runs or waits.
         self.lock = threading.Lock()
+        self._turnstile = threading.Lock()
         self.ready: collections.deque[Call] = collections.deque()
         self.running = 0  # calls that a thread has in hand
         self._working = 0
@@ -298,6 +309,9 @@ class Crew:
     def _work(self) -> None:
         call: Call | None = None
         while True:
+            if self.running > _FEW:
+                with self._turnstile:
+                    time.sleep(0)  # gives the interpreter away and takes it again
             with self.lock:
                 if call is not None and call.stage is not Stage.READY:  # it was taken back meanwhile
                     call = None
