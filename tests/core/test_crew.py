@@ -164,6 +164,38 @@ def test_a_call_that_is_cancelled_before_it_begins_never_runs(make_runner, scope
     play(work)
 
 
+def test_many_busy_threads_line_up_for_the_interpreter_one_at_a_time(make_runner, scopes):
+    """A few do not; and what is cancelled before its thread got through never runs."""
+    runner = make_runner(threads=6)
+    begun, end, ran = threading.Semaphore(0), threading.Event(), []
+
+    def long(name):
+        begun.release()
+        end.wait(SECONDS)
+        ran.append(name)
+
+    async def work():
+        units = scopes(6)
+        few, many = units[:3], units[3:]
+        await runner.run(units[0], begun.acquire, blocking=False)  # the crew musters in the process of its first call
+        with runner._crew._turnstile:  # as if a thread stood in it that does not get the interpreter
+            tasks = [asyncio.create_task(runner.run(scope, long, "few")) for scope in few]
+            await asyncio.sleep(0)  # each asks for its call
+            assert await asyncio.to_thread(lambda: all(begun.acquire(timeout=SECONDS) for _ in few))
+            behind = [asyncio.create_task(runner.run(scope, long, scope.label)) for scope in many]
+            await asyncio.sleep(0)
+            assert not await asyncio.to_thread(begun.acquire, timeout=0.05)
+            behind[1].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await behind[1]
+        assert await asyncio.to_thread(lambda: begun.acquire(timeout=SECONDS) and begun.acquire(timeout=SECONDS))
+        end.set()
+        await asyncio.gather(*tasks, behind[0], behind[2])
+        assert sorted(ran) == ["few", "few", "few", many[0].label, many[2].label]
+
+    play(work)
+
+
 def test_a_cancelled_caller_leaves_its_call_to_its_end(make_runner, scopes):
     """The next call of the scope waits for it; those of others do not."""
     runner = make_runner(threads=2)
