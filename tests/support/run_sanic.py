@@ -4,13 +4,14 @@ The manager looks every 0.1 s whether all workers are up. A SIGTERM in that time
 does not say when it has passed.
 
 Later it compares notes with a process of its own, every 0.1 s too, and on SIGTERM its handler talks to that one in the middle
-of the other exchange: then the answers are mixed up and Sanic fails. So the signal waits for the end of it here.
+of the other exchange: then the answers are mixed up and Sanic fails. So the signal waits for the end of each exchange here.
 """
 
 from __future__ import annotations
 
 import functools
 import signal
+from multiprocessing.managers import BaseProxy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 MANAGER_READY = "Manager ready"
 
 
-def _undisturbed(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _undisturbed(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def call(self: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         try:
-            return method(self)
+            return method(*args, **kwargs)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -43,8 +44,8 @@ def main() -> None:
         print(MANAGER_READY, flush=True)  # noqa: T201
 
     WorkerManager.wait_for_ack = wait_and_tell  # type: ignore[method-assign]
-    for name in ("_sync_states", "_cleanup_non_tracked_workers"):
-        setattr(WorkerManager, name, _undisturbed(getattr(WorkerManager, name)))
+    exchange: Any = BaseProxy
+    exchange._callmethod = _undisturbed(exchange._callmethod)
     sanic_main()
 
 
