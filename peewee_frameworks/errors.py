@@ -75,6 +75,9 @@ class TransactionLost(ScopeError, peewee.OperationalError):
     Also for what was started inside a block and goes on after it was rolled back.
     """
 
+    disconnected: bool = False
+    """Whether the server or the network ended the connection: the same may succeed shortly, and a response is 503."""
+
 
 class DatabaseUnavailable(PeeweeFrameworksError, peewee.OperationalError):
     """Connecting to the database failed; the driver's error is the ``__cause__``."""

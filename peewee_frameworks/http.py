@@ -13,7 +13,7 @@ import peewee
 from playhouse.pool import MaxConnectionsExceeded
 
 from .drivers import is_contention, is_disconnect
-from .errors import DatabaseUnavailable, PoolClosed, PoolConnectTimeout
+from .errors import DatabaseUnavailable, PoolClosed, PoolConnectTimeout, TransactionLost
 
 RETRY_AFTER_SECONDS = 1
 
@@ -69,5 +69,7 @@ def problem_for(error: BaseException) -> Problem | None:
 
 
 def _is_disconnect(error: BaseException) -> bool:
+    if isinstance(error, TransactionLost):
+        return error.disconnected
     lost = (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError)
     return isinstance(error, lost) and is_disconnect(error)

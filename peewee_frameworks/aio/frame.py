@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("peewee_frameworks.scope")
 
+LOST = "the connection was lost"
+
 
 class AsyncLineage(Lineage):
     """A mark that knows its frame: children of a task outside any scope find the transaction they come from by it."""
@@ -167,7 +169,7 @@ class AsyncFrame(Frame):
             if not isinstance(error, Exception):
                 self.lose(conn, "a statement was cancelled")
             elif conn.stale() or is_disconnect(error):
-                self.lose(conn, "the connection was lost")
+                self.lose(conn, LOST)
             raise
 
     def lose(self, conn: Any, reason: str) -> None:
@@ -188,17 +190,20 @@ class AsyncFrame(Frame):
 
     def lost(self) -> TransactionLost:
         """Make the error for what comes after the transaction's end."""
-        return TransactionLost(
-            f"{self.state.name}: {self.broken or 'the connection was lost'} inside a transaction of {self.label}. All of the "
-            "transaction is rolled back and it cannot go on: leave its block, and run the whole of it again."
+        reason = self.broken or LOST
+        error = TransactionLost(
+            f"{self.state.name}: {reason} inside a transaction of {self.label}. All of the transaction is rolled back and it "
+            "cannot go on: leave its block, and run the whole of it again."
         )
+        error.disconnected = reason == LOST
+        return error
 
     def assert_whole(self) -> None:
         """Raise `TransactionLost` unless the connection that began the transaction is still there to commit it."""
         if self.broken is None and (self.conn is None or self.state.is_lost(self.conn)):
             if self.conn is not None:
-                self.lose(self.conn, "the connection was lost")
-            self.broken = "the connection was lost"
+                self.lose(self.conn, LOST)
+            self.broken = LOST
         if self.broken is not None:
             raise self.lost()
 

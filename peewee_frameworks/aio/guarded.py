@@ -17,7 +17,7 @@ from peewee_frameworks.run import refuse_coroutines
 from peewee_frameworks.state import display_name, guarded_class
 
 from .bridge import not_in_bridge, under_bridge
-from .frame import AsyncFrame
+from .frame import LOST, AsyncFrame
 from .keeper import wrapping_errors
 from .sqlite import AsyncSqliteConnection
 from .state import AsyncState
@@ -213,7 +213,7 @@ class AsyncGuarded(Guarded):
             super().commit()
         except BaseException:
             if frame.conn is None:
-                frame.broken = frame.broken or "the connection was lost"
+                frame.broken = frame.broken or LOST
             raise
         finally:
             frame.leave()
@@ -271,7 +271,7 @@ class AsyncGuarded(Guarded):
             self._state.keeper.check()
             if not self._state.is_lost(conn):
                 return conn
-            frame.lose(conn, "the connection was lost")
+            frame.lose(conn, LOST)
             if frame.broken is not None:
                 raise frame.lost()
         if self._closing:
