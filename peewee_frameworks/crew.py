@@ -310,8 +310,7 @@ class Crew:
         call: Call | None = None
         while True:
             if self.running > _FEW:
-                with self._turnstile:
-                    time.sleep(0)  # gives the interpreter away and takes it again
+                self._stand_in_line()
             with self.lock:
                 if call is not None and call.stage is not Stage.READY:  # it was taken back meanwhile
                     call = None
@@ -325,3 +324,16 @@ class Crew:
                 call.stage = Stage.RUNNING
             call.run()
             call = call.place.dock.finished(call)
+
+    def _stand_in_line(self) -> None:
+        """Give the interpreter away and take it again, behind whoever stands at the turnstile; twice if somebody did."""
+        if self._turnstile.acquire(blocking=False):
+            turns = 1
+        else:
+            self._turnstile.acquire()
+            turns = 2
+        try:
+            for _ in range(turns):
+                time.sleep(0)
+        finally:
+            self._turnstile.release()
