@@ -213,8 +213,11 @@ class Dock:
             self._crew.ready.append(call)
         self._crew.call_up()
 
-    def finished(self, call: Call) -> Call | None:
-        """Note the end of a call, on its thread; return the call that has its place now, if it is free."""
+    def finished(self, call: Call) -> tuple[Call | None, bool]:
+        """Note the end of a call, on its thread.
+
+        Returns: the call that has its place now, if it is free; whether nobody else sees to it that the loop is woken.
+        """
         with self._crew.lock:
             call.place.running = False
             following = self._next(call.place)
@@ -222,10 +225,12 @@ class Dock:
                 self._crew.running -= 1
             self._done.append(call)
             first = len(self._done) == 1
-        if first:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a result
-                self.loop.call_soon_threadsafe(self._deliver)
-        return following
+        return following, first
+
+    def wake(self) -> None:
+        """Have the results delivered; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a result
+            self.loop.call_soon_threadsafe(self._deliver)
 
     def _next(self, place: Place) -> Call | None:
         """Take the place of who needs it no more; return the call that gets it. The caller has the lock."""
@@ -257,10 +262,10 @@ class Crew:
     loop would wait on all of them for connections that scopes of another hold, whose next call waits for a thread.
 
     So many threads that find their answers at once would all want the interpreter, and the loop comes by it in their midst:
-    with ten of them a timer was 15 to 25 ms late. Hence the turnstile: before each call a thread stands in line for the
-    interpreter with nothing but that to do, and only one of them does so at a time. The longer the line is, the fewer threads
-    come through, and those that stand before it do not stand in line; where threads wait for their server, there is no line.
-    Its holder waits for nothing else, so nobody waits for long.
+    with ten of them a timer was 15 to 25 ms late, and up to half of the processor's time went into handing it over. Hence the
+    turnstile: between two calls a thread stands in line for the interpreter with nothing else to do, twice, and only one of
+    them does so at a time. The longer the line is, the fewer threads come through, and those that stand before it do not stand
+    in line; where threads wait for their server, there is no line. Its holder waits for nothing else, so nobody waits for long.
     """
 
     def __init__(self, size: int, name: str) -> None:
@@ -308,9 +313,12 @@ class Crew:
 
     def _work(self) -> None:
         call: Call | None = None
+        asleep: Dock | None = None  # whose loop has yet to hear of the call before
         while True:
             if self.running > _FEW:
-                self._stand_in_line()
+                self._stand_in_line(asleep)
+            elif asleep is not None:
+                asleep.wake()
             with self.lock:
                 if call is not None and call.stage is not Stage.READY:  # it was taken back meanwhile
                     call = None
@@ -323,12 +331,19 @@ class Crew:
                     self.running += 1
                 call.stage = Stage.RUNNING
             call.run()
-            call = call.place.dock.finished(call)
+            dock = call.place.dock
+            call, first = dock.finished(call)
+            asleep = dock if first else None
 
-    def _stand_in_line(self) -> None:
-        """Give the interpreter away and take it again, behind whoever stands at the turnstile."""
-        behind = self._turnstile.locked()
+    def _stand_in_line(self, asleep: Dock | None) -> None:
+        """Give the interpreter away and take it again, twice, behind whoever stands at the turnstile.
+
+        To wake a loop gives it away as well. The loop hears of several calls at once where there is a line, and of each where
+        there is none.
+        """
         with self._turnstile:
-            time.sleep(0)
-            if behind:  # there is a line: one turn more takes a tenth to a third off the loop's lag
+            if asleep is None:
                 time.sleep(0)
+            else:
+                asleep.wake()
+            time.sleep(0)

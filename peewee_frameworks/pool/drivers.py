@@ -14,9 +14,7 @@ import select
 import socket
 import sys
 import threading
-import types
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .entries import CHECK, CLEAN, CLOSE
@@ -51,9 +49,11 @@ class Driver:
     def probe(self, conn: Any) -> Callable[[int], Any] | None:
         """Return a function that, called with 0, tells without a round trip whether the socket has something to say."""
         source = self.socket_of(conn)
-        if source is None or not hasattr(select, "poll"):
+        poll = _poll()
+        if source is None or poll is None:
             return None
-        return types.MethodType(_look, source if isinstance(source, int) else source.fileno())
+        descriptor = _Descriptor(source if isinstance(source, int) else source.fileno(), select.POLLIN)
+        return functools.partial(poll, ctypes.byref(descriptor), _ONE)
 
     def verdict(self, conn: Any) -> str:
         """Judge an idle connection whose socket has something to say: CLOSE, or CHECK it by a ping."""
@@ -330,6 +330,9 @@ class MySQLConnectorDriver(Driver):
         """See `Driver.is_disconnect`; on a lost connection it often says no more than "not available", with the number -1."""
         if super().is_disconnect(error, conn):
             return True
+        sock = self.socket_of(conn)
+        if sock is not None and sock.fileno() < 0:  # it has closed it
+            return True
         probe = self.probe(conn)
         if probe is None:
             return any(-1 in _codes(cause) for cause in _causes(error)) and not conn.is_connected()
@@ -377,28 +380,23 @@ def driver_of(conn: Any) -> Driver:
     return _GENERIC
 
 
-# One for each thread that looks at the same time; one for each connection would be 450 bytes apiece.
-_pollers: deque[Any] = deque()
+class _Descriptor(ctypes.Structure):
+    """What poll(2) takes."""
+
+    _fields_ = (("number", ctypes.c_int), ("events", ctypes.c_short), ("found", ctypes.c_short))
 
 
-def _look(descriptor: int, timeout: int) -> Any:
-    """Poll one descriptor; the answer is empty when there is nothing to read and no end to see."""
-    try:
-        poller = _pollers.pop()
-    except IndexError:
-        poller = _native_poll()()
-    poller.register(descriptor, select.POLLIN)
-    try:
-        return poller.poll(timeout)
-    finally:
-        poller.unregister(descriptor)
-        _pollers.append(poller)
+_ONE = ctypes.c_ulong(1)
 
 
-def _native_poll() -> Any:
-    """Return the real ``select.poll``: gevent's would switch greenlets, and a look that takes no time needs no switch."""
-    monkey = sys.modules.get("gevent.monkey")
-    return select.poll if monkey is None else monkey.get_original("select", "poll")
+@functools.cache
+def _poll() -> Any:
+    """Return poll(2), or ``None`` where there is none; its result is 0 if there is nothing to read and no end to see.
+
+    It keeps the interpreter. ``select.poll`` gives it away, for a look that takes no time, and where threads compete for it
+    gets it back only after another's turn; under gevent it switches greenlets.
+    """
+    return ctypes.PyDLL(None).poll if hasattr(select, "poll") else None
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

@@ -395,8 +395,8 @@ def test_a_tls_context_that_cannot_be_built_is_everybodys_error(monkeypatch):
         time.sleep(0.01)
         raise FileNotFoundError(options["ca"])
 
+    conn = pymysql_connection_class()(defer_connect=True)  # which builds one, without options
     monkeypatch.setattr(connections.Connection, "_create_ssl_ctx", build)
-    conn = pymysql_connection_class()(defer_connect=True)
     results = run_threads(8, lambda _: conn._create_ssl_ctx({"ca": "no such file"}), return_exceptions=True)
     assert all(isinstance(result, FileNotFoundError) for result in results)
 
