@@ -8,6 +8,7 @@ for adapters that place them in different layers.
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any
 
 from .frame import current_frames
@@ -31,13 +32,21 @@ if TYPE_CHECKING:
 # Where nested adapters find the scope around them. Never the context variable: servers leak contexts between requests.
 # One key and no more: each may be the one with which the server's dictionary has to grow.
 SCOPE_KEY = "peewee_frameworks.scope"
+# For whoever answers the error of a request: that its response has started.
+STARTED_KEY = "peewee_frameworks.started"
 _SCOPED = ("http", "websocket")
+
+_new = object.__new__
 
 
 class _Work(Scope):
     """The scope of one ASGI request or websocket."""
 
-    # Not `Scope.__init__`: most requests query nothing, and pay for each call and each name.
+    asgi: MutableMapping[str, Any]
+    owner: Runtime
+    out: Send
+
+    # Not `Scope.__init__`: see `RequestMiddleware.__call__`.
     def __init__(  # noqa: D107, RUF100
         self, asgi: MutableMapping[str, Any], states: Sequence[State], parent: Scope | None, runtime: Runtime
     ) -> None:
@@ -46,6 +55,16 @@ class _Work(Scope):
         self.parent = parent
         self.owner = runtime
         self.frames = {}
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Send a part of the response to `out`; what has been queried is committed before the first."""
+        if self.frames or self.atomic:
+            return _send(self, self.owner, message, self.out)
+        # Most requests that query nothing come this way: there is nothing to commit, and nothing to give back yet.
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.idles = self.owner.releases_early  # what a stream or a task takes later must not linger
+        return self.out(message)
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -79,6 +98,19 @@ class ScopeMiddleware:
             # Nothing here awaits, so a cancelled request gives its connection back too.
             runtime.end(work)
             scope[SCOPE_KEY] = outer
+
+
+async def _send(work: Scope, runtime: Runtime, message: Message, out: Send) -> None:
+    """Send a part of the response of a request that has used a database."""
+    if message["type"] == "http.response.start":
+        try:
+            await runtime.complete_async(work, message["status"])
+        except Exception as error:
+            raise CommitFailed(runtime) from error
+        work.started = True
+    await out(message)
+    if message["type"] == "http.response.body":
+        runtime.release_early(work)  # a stream that idles holds nothing, nor a background task yet to come
 
 
 def _with_times(work: Scope, send: Send) -> Send:
@@ -133,8 +165,8 @@ class RequestMiddleware:
         self._served = (runtime,)
         self._tells_times = runtime.options.server_timing
 
-    # One coroutine and one function for each request, and `Runtime.enter` and `end` without their calls: most requests query
-    # nothing, and each call is a tenth of what they pay.
+    # One coroutine and one object for each request, and `Runtime.enter`, `Runtime.end` and `_Work()` without their calls: most
+    # requests query nothing, and each call is a tenth of what they pay.
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912, PLR0915
         """Run the application with the options that hold for this request."""
         runtime = self.runtime
@@ -145,12 +177,21 @@ class RequestMiddleware:
         outer: Scope | None = scope.get(SCOPE_KEY)
         opens = outer is None or not outer.has_all(runtime.states)
         if opens:
-            states = (runtime.installed or runtime.states) if outer is None else runtime.states_beside(outer)
-            work: Scope = _Work(scope, states, outer, runtime)
-            work.served = self._served
-            scope[SCOPE_KEY] = work
-            runtime.live.add(work)
-            token = current_frames.set(work)
+            mine = _new(_Work)
+            mine.asgi = scope
+            mine.states = (runtime.installed or runtime.states) if outer is None else runtime.states_beside(outer)
+            mine.parent = outer
+            mine.owner = runtime
+            mine.frames = {}
+            mine.served = self._served
+            if self._tells_times:
+                send = _with_times(mine, send)
+            mine.out = send
+            scope[SCOPE_KEY] = mine
+            runtime.live.add(mine)
+            token = current_frames.set(mine)
+            work: Scope = mine
+            send_in_scope: Send = mine.send
         else:
             found = runtime.find(outer)
             if found is None or runtime in found.served:
@@ -158,18 +199,9 @@ class RequestMiddleware:
                 return
             work = found
             work.served += self._served
-        if self._tells_times:
-            send = _with_times(work, send)
-
-        def send_in_scope(message: Message) -> Awaitable[None]:
-            if work.frames or work.atomic:
-                return self._send(work, message, send)
-            # Most requests that query nothing come this way: there is nothing to commit, and nothing to give back yet.
-            if message["type"] == "http.response.start":
-                work.started = True
-                work.idles = runtime.releases_early  # what a stream or a task takes later must not linger
-            return send(message)
-
+            if self._tells_times:
+                send = _with_times(work, send)
+            send_in_scope = functools.partial(_send, work, runtime, out=send)
         try:
             if kind == "websocket":
                 await self._websocket(work, scope, receive, send)
@@ -181,7 +213,10 @@ class RequestMiddleware:
             await self._answer_commit(failed, send)
         except (Exception, asyncio.CancelledError) as error:
             await runtime.roll_back_async(work, error)
-            if work.started or not await self._answered(error, send):
+            if work.started:
+                scope[STARTED_KEY] = True
+                raise
+            if not await self._answered(error, send):
                 raise
         finally:
             # Nothing here awaits, so a cancelled request gives its connection back too.
@@ -199,15 +234,6 @@ class RequestMiddleware:
                 except ValueError:  # closed by the garbage collector in another context: there is nothing to reset
                     pass
 
-    async def _send(self, work: Scope, message: Message, send: Send) -> None:
-        """Send a part of the response of a request that has used a database."""
-        if message["type"] == "http.response.start":
-            await self._complete(work, message["status"])
-            work.started = True
-        await send(message)
-        if message["type"] == "http.response.body":
-            self.runtime.release_early(work)  # a stream that idles holds nothing, nor a background task yet to come
-
     async def _answered(self, error: BaseException, send: Send) -> bool:
         """Answer an error if the options say so and it is one of those that have an answer; return whether that was so."""
         problem = problem_for(error) if self.runtime.options.errors else None
@@ -221,12 +247,6 @@ class RequestMiddleware:
         error = failed.__cause__ or failed
         if not await self._answered(error, send):
             raise error from None
-
-    async def _complete(self, work: Scope, status: int) -> None:
-        try:
-            await self.runtime.complete_async(work, status)
-        except Exception as error:
-            raise CommitFailed(self.runtime) from error
 
     async def _websocket(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Between two messages a websocket holds no connection."""

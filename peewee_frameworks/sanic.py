@@ -52,6 +52,7 @@ logger = logging.getLogger("peewee_frameworks.app")
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
 
+_new = object.__new__
 _TIMES = "Server-Timing"
 
 _POLICY = ", ".join(PolicyKeywords.__annotations__)
@@ -246,10 +247,17 @@ class _Scoped:
             finally:
                 _end(part)
             return
-        # The same for one instance and HTTP/1.1, without the calls: most requests query nothing, and pay for each.
+        # The same for one instance and HTTP/1.1, without the calls, that of `_Part()` among them: most requests query nothing,
+        # and pay for each.
         orm = installed[0]
         runtime = orm.runtime
-        part = _Part(request, runtime.installed or runtime.states, None, orm)
+        part = _new(_Part)
+        part.request = request
+        part.states = runtime.installed or runtime.states
+        part.parent = None
+        part.orm = orm
+        part.owner = runtime
+        part.frames = {}
         runtime.live.add(part)
         token = current_frames.set(part)
         part._send = stream.response_func
@@ -292,17 +300,21 @@ class _Part(Scope):
     byte must pass, and acts for all of them.
     """
 
-    # Not `Scope.__init__`: most requests query nothing, and pay for each call and each name.
+    request: Request
+    orm: Peewee
+    owner: Runtime
+    options: Options | None = None
+    """Those of the route's blueprint; None until it is known: the application's."""
+    _send: Any = None  # what the stream would call without us
+
+    # Not `Scope.__init__`: see `_Scoped.handle_request`.
     def __init__(self, request: Request, states: Sequence[State], parent: Scope | None, orm: Peewee) -> None:
         self.request = request
         self.states = states
         self.parent = parent
         self.orm = orm
-        self.owner: Runtime = orm.runtime
-        self.options = orm.runtime.options
+        self.owner = orm.runtime
         self.frames = {}
-
-    _send: Any = None  # what the stream would call without us
 
     @property
     def label(self) -> str:  # type: ignore[override]

@@ -27,7 +27,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse
 
 from . import waiting
-from .asgi import LifespanMiddleware, RequestMiddleware, ScopeMiddleware
+from .asgi import STARTED_KEY, CommitFailed, LifespanMiddleware, RequestMiddleware, ScopeMiddleware
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import HANDLED, problem_for
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from starlette.responses import Response
     from starlette.routing import BaseRoute
-    from starlette.types import ASGIApp, Lifespan, Scope
+    from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
     from .health.starlette import Guard
     from .runtime import Runtime
@@ -168,6 +168,8 @@ class Peewee(Extension):
         if layer is None:
             return serve(stack)
         layer.app = serve(layer.app)
+        if type(layer) is ServerErrorMiddleware and layer is stack:
+            stack = _ServerErrors(layer.app, layer.handler, layer.debug)
         return stack if layer.handler is None else ScopeMiddleware(stack, self.runtime)
 
     def _install_late(self, app: Any) -> None:
@@ -185,6 +187,38 @@ class Peewee(Extension):
                 ancestors = (cls for cls in error.__mro__ if cls.__module__ != "builtins")
                 if not any(cls in app.exception_handlers for cls in ancestors):
                     app.exception_handlers[error] = _respond
+
+
+class _ServerErrors(ServerErrorMiddleware):
+    """Starlette's outermost layer, which does nothing for a request that does not fail.
+
+    Its own wraps each request's `send` to learn whether the response has started. `RequestMiddleware`, right inside, knows.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http" or isinstance(error, CommitFailed):  # the latter is for an application around
+                raise
+            started = scope.pop(STARTED_KEY, False)
+            answering = ServerErrorMiddleware(_failing(error, started), self.handler, self.debug)
+            await answering(scope, receive, _drop if started else send)
+
+
+def _failing(error: Exception, started: bool) -> ASGIApp:
+    """Return an application that ends as the real one has."""
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        if started:
+            await send({"type": "http.response.start"})
+        raise error
+
+    return app
+
+
+async def _drop(message: Message) -> None:
+    """Send nothing: the response has started."""
 
 
 async def _respond(request: HTTPConnection, error: Exception) -> Response:

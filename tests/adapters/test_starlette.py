@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route, Router, WebSocketRoute
 from starlette.testclient import TestClient
@@ -642,6 +643,79 @@ def test_two_instances_on_one_application_each_keep_their_options(make_place):
                 second.delete().execute()
     one.close_all()
     two.close_all()
+
+
+def failing(how, debug, handler, calls):
+    """An application that fails before or amid its response, or after it."""
+
+    async def endpoint(request):
+        if how == "before":
+            raise ZeroDivisionError("mine")
+        if how == "background":
+            return PlainTextResponse("whole", background=BackgroundTask(fail))
+        return StreamingResponse(parts())
+
+    async def parts():
+        yield b"half"
+        raise ZeroDivisionError("mine")
+
+    def fail():
+        raise ZeroDivisionError("mine")
+
+    def answer(request, error):
+        calls.append(str(error))
+        return PlainTextResponse("sorry", 500)
+
+    async def answer_async(request, error):
+        return answer(request, error)
+
+    handlers = {None: {}, "sync": {500: answer}, "async": {Exception: answer_async}}[handler]
+    return Starlette(debug=debug, routes=[Route("/", endpoint)], exception_handlers=handlers)
+
+
+async def sent_by(app):
+    """What the application sends, and what it raises."""
+    messages = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        messages.append({**message, "headers": [*message.get("headers", ())]})
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "server": ("t", 80)}
+    scope["asgi"] = {"spec_version": "2.4"}  # with an older one a stream waits for the end of the connection too
+    with pytest.raises(ZeroDivisionError, match="mine") as raised:
+        await app(scope, receive, send)
+    return messages, raised.traceback[-1].name, {key for key in scope if "peewee" in key and scope[key] is not None}
+
+
+@pytest.mark.parametrize("how", ["before", "amid", "background"])
+@pytest.mark.parametrize("handler", [None, "sync", "async"])
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_unhandled_error_is_answered_as_without_us(sqlite, how, handler, debug):
+    """Starlette's outermost layer is called only when there is an error; it answers, logs and raises what it always does."""
+    called, called_bare = [], []
+    app = failing(how, debug, handler, called)
+    Peewee(sqlite).init_app(app)
+    messages, where, left = asyncio.run(sent_by(app))
+    bare, where_bare, _ = asyncio.run(sent_by(failing(how, debug, handler, called_bare)))
+    assert (where, left) == (where_bare, set())
+    assert called == called_bare
+    assert len(called) == (0 if debug or handler is None else 1)
+    if debug and how == "before":  # a page with a traceback, ours being another
+        assert [message["type"] for message in messages] == [message["type"] for message in bare]
+        assert messages[0]["status"] == 500
+        assert b"mine" in messages[1]["body"]
+    else:
+        assert messages == bare
+
+
+def test_who_looks_for_starlettes_outermost_layer_finds_it(sqlite):
+    """As instrumentation does, to put itself inside of it."""
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("ok"))])
+    Peewee(sqlite).init_app(app)
+    assert isinstance(app.build_middleware_stack(), ServerErrorMiddleware)
 
 
 @pytest.mark.parametrize("mounted", [False, True])
