@@ -471,6 +471,8 @@ def statement_methods(cls: Any) -> dict[str, Any]:
     They hold what ``super()`` would look up each time, and read the frame once where Peewee reads the state twice.
     """
     methods = {"_execute_cursor": _guarded_execute(cls._execute_cursor)}
+    if cls.execute_sql is peewee.Database.execute_sql:  # which only calls the other
+        methods["execute_sql"] = methods["_execute_cursor"]
     if cls.cursor is _peewee_cursor:
         methods["cursor"] = _quick_cursor
     return methods
@@ -480,7 +482,7 @@ def _guarded_execute(execute: Any) -> Any:  # noqa: C901 - what `enter` and `lea
     find_frames = current_frames.get
 
     @functools.wraps(execute)
-    def _execute_cursor(self: Any, sql: str, params: Any, **options: Any) -> Any:  # noqa: C901 - as above
+    def _execute_cursor(self: Any, sql: str, params: Any = None, **options: Any) -> Any:  # noqa: C901 - as above
         state = self._state
         frames = find_frames()
         frame = None if frames is None else frames.frames.get(state) or frames.find(state)
