@@ -282,6 +282,8 @@ class _Scoped:
 def _scoped_class(cls: Any, *, tells_times: bool) -> Any:
     mixins = () if issubclass(cls, _Scoped) else (_Scoped,)
     same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    # `app.run` sends this method, bound to the class, to the workers that it spawns: bound to one that they can import.
+    same["get_app"] = cls.get_app
     return type(cls)(cls.__name__, (*mixins, cls), {**same, "_tells_times": tells_times})
 
 
@@ -391,6 +393,8 @@ def _begin(request: Request) -> _Part | None:
     if part is None or stream is None:
         return part
     try:  # HTTP/1.1, whose `send` is what `response_func` is at the time
+        if stream.response_func is None:  # the response is over: its client has left while it was sent
+            return part
         part._send, stream.response_func = stream.response_func, part.first
     except AttributeError:
         part._send, stream.send = stream.send, part.any

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from greenlet import getcurrent
 from playhouse.pwasyncio import MissingGreenletBridge
 
@@ -20,15 +22,20 @@ def under_bridge() -> bool:
 
 def not_in_bridge(name: str, sql: str | None = None) -> AsyncDatabaseInSyncCode:
     """Make the error that says what to write instead."""
-    what = f" ({sql[:80]})" if sql else ""
+    what = f" ({sql if len(sql) <= 80 else sql[:79] + '…'})" if sql else ""
     if running_loop() is not None:
         remedy = (
             "Write `await query.aexecute()`, `await Model.aget(...)`, `await db.list(query)`, or `await db.run(function)` for "
             "sync code that queries; `await row.afetch(Model.field)` for a foreign key that is loaded lazily."
         )
+    elif threading.current_thread() is threading.main_thread():
+        remedy = (
+            "No event loop runs here: in a script write `async with connection_scope(db): await db.run(function)` in a coroutine "
+            "and start that with `asyncio.run`; or give the models a sync database."
+        )
     else:
         remedy = (
-            "This is a thread: a sync endpoint, `orm.run` or `to_thread`. Make the endpoint `async def` and write "
+            "This is a thread: a sync endpoint, `to_thread`, or `orm.run` of an application with a sync database. Make the endpoint `async def` and write "
             "`await db.run(function)` or `await Model.aget(...)` in it; or give the models of sync endpoints a sync database."
         )
     return AsyncDatabaseInSyncCode(f"{name} is an asynchronous database, and sync code queried it{what}. {remedy}")

@@ -124,6 +124,8 @@ class _BridgeCursor:
         self._database = database
 
     def execute(self, sql: str, params: Any = None) -> Any:
+        if not under_bridge():
+            raise not_in_bridge(self._database._state.name, sql)
         return await_(self._database._statement(sql, params))
 
 

@@ -422,7 +422,7 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
                 await self._wait_for_pool(pool)
             except psycopg.Error as error:
                 await self.close_pool()  # the wait for it may have closed it already
-                raise self._state.keeper.unavailable(error) from error
+                self._state.keeper.refuse(error)
 
     def pool_stats(self) -> dict[str, int]:
         """Return what `AsyncConnectionPool.get_stats` counts; nothing while the pool is closed."""

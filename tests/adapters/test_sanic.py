@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import itertools
+import pickle
 import signal
 import threading
 import warnings
@@ -335,6 +337,33 @@ def test_timeouts_of_the_server_end_the_scope(tmp_path, rid):
             client.read_eof()
         settled(server)
         assert count(server, rid) == 0
+
+
+def test_an_error_after_the_client_has_left_is_no_other_error(server, rid):
+    """Sanic hands a second exception to `handle_exception` when the response to the first could not be sent."""
+    with server.client() as client:
+        client.send(Request(f"/leaves/{rid}"))
+        eventually(lambda: count(server, rid) == 1, message="the handler waits")
+        client.drop("rst")
+    eventually(lambda: count(server, rid) == 2, message="the handler has ended")
+    settled(server)
+    assert "NoneType" not in server.output
+
+
+@pytest.mark.parametrize("options", [{}, {"server_timing": True}])
+def test_app_run_can_send_its_workers_the_way_to_the_application(options):
+    """It pickles `get_app`, bound to the application's class, where worker processes are spawned."""
+
+    class Shop(Sanic):
+        pass
+
+    for kind in (Sanic, Shop):
+        app = kind(f"pickled{next(numbers)}")
+        Peewee(peewee.SqliteDatabase("unused.db"), **options).init_app(app)
+        assert type(app).get_app == kind.get_app
+    app = Sanic(f"pickled{next(numbers)}")
+    Peewee(peewee.SqliteDatabase("unused.db"), **options).init_app(app)
+    assert pickle.loads(pickle.dumps(functools.partial(type(app).get_app, app.name)))() is app
 
 
 @pytest.mark.parametrize("name", KINDS)
