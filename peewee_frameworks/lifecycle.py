@@ -145,9 +145,10 @@ def _models_of(database: Any, options: Options) -> list[Any]:
 
 
 def _unreachable(alias: str, state: State, options: Options, error: Exception) -> None:
-    reason = redact(str(error), [state.database]).rstrip(".?")  # libpq asks whether it is running
+    reason = " ".join(redact(str(error), [state.database]).split())
+    stop = "" if reason.endswith((".", "?")) else "."  # libpq asks whether it is running
     message = (
-        f"Database {alias!r}, {state.name}, cannot be reached at start: {reason}. Start it, "
+        f"Database {alias!r}, {state.name}, cannot be reached at start: {reason}{stop} Start it, "
         "correct its address, or pass check='warn' to start without it."
     )
     if options.check == "fail":

@@ -78,6 +78,11 @@ class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):
         args, kwargs = self._begin_args
         return type(self)(self.db, *args, **kwargs)
 
+    def __enter__(self) -> Any:
+        if not under_bridge():
+            raise not_in_bridge(self.db._state.name)
+        return super().__enter__()
+
     def begin_unmarked(self) -> Any:
         """Begin without a mark: whoever shares the scope may go on in the transaction."""
         return super(_Marked, self).__enter__()
