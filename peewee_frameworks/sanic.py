@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from typing import TYPE_CHECKING, Any
 
 import peewee
@@ -29,7 +28,7 @@ from .config import PREFIX, Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
 from .frame import current_frames
-from .http import SERVER_ERROR, problem_for
+from .http import answer_to
 from .queries import times_of
 from .runtime import HEALTH
 from .scope import Scope, current_scope
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from .runtime import Runtime
     from .state import State
 
-logger = logging.getLogger("peewee_frameworks.app")
 
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
@@ -494,20 +492,10 @@ def _answer_errors(handler: ErrorHandler) -> None:
 
     @functools.wraps(default)
     def answer(request: Request, exception: Exception) -> BaseHTTPResponse:
-        problem = problem_for(exception)
+        problem = answer_to(exception)
         if problem is None:
             return default(request, exception)
-        # One line: Sanic renders a traceback for 0.1 seconds on the event loop, and an exhausted pool would exhaust that too.
-        level = logging.WARNING if problem.status >= SERVER_ERROR.status else logging.INFO
-        logger.log(
-            level,
-            "%s %s: %s: %s",
-            request.method,
-            request.path,
-            type(exception).__name__,
-            exception,
-            extra={"request": f"request {request.method} {request.path}", "status": problem.status},
-        )
+        # Quiet: Sanic renders a traceback for 0.1 seconds on the event loop.
         kind = _KINDS.get(problem.status, SanicException)
         told = kind(problem.detail, headers=problem.headers, quiet=True)
         told.status_code = problem.status

@@ -646,6 +646,33 @@ async def test_a_policy_may_come_after_init_app_and_a_later_one_wins(make_databa
 
 
 @pytest.mark.anyio
+async def test_the_reason_of_a_503_is_one_line_in_the_log_and_no_value_of_a_query_is(tmp_path, make_sanic, caplog):
+    file = peewee.SqliteDatabase(tmp_path / "file.db")
+    nowhere = peewee.SqliteDatabase(tmp_path / "nowhere" / "file.db")
+    app = make_sanic()
+    Peewee({"default": file, "nowhere": nowhere}, errors=True, check="off").init_app(app)
+
+    class Thing(file.Model):
+        pass
+
+    @app.get("/missing")
+    async def missing(request):
+        file.create_tables([Thing])
+        Thing.get_by_id(99)
+
+    @app.get("/away")
+    async def away(request):
+        nowhere.execute_sql("SELECT 1")
+
+    with caplog.at_level("INFO", "peewee_frameworks"):
+        answers = await asgi_get(app, "/missing", "/away")
+    assert [answer.status_code for answer in answers] == [404, 503]
+    (record,) = [record for record in caplog.records if record.name == "peewee_frameworks.app"]
+    assert record.message.startswith("request GET /away: DatabaseUnavailable: ")
+    assert (record.request, record.status) == ("request GET /away", 503)
+
+
+@pytest.mark.anyio
 async def test_the_applications_own_exception_handlers_win(make_database, make_sanic):
     database = make_database()
     app = make_sanic()
