@@ -12,7 +12,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from .frame import current_frames
-from .http import Problem, problem_for
+from .http import Problem, answer_to
 from .queries import times_of
 from .runtime import Runtime
 from .scope import Scope, printable
@@ -236,7 +236,7 @@ class RequestMiddleware:
 
     async def _answered(self, error: BaseException, send: Send) -> bool:
         """Answer an error if the options say so and it is one of those that have an answer; return whether that was so."""
-        problem = problem_for(error) if self.runtime.options.errors else None
+        problem = answer_to(error) if self.runtime.options.errors else None
         if problem is not None:
             await answer(problem, send)
         return problem is not None

@@ -271,6 +271,8 @@ def connect_url(url: str) -> Any:
         quoted = (url, parts.password, unquote(parts.password or ""))
         reason = type(error).__name__
         if not any(secret and secret in str(error) for secret in quoted):
+            if isinstance(error, ConfigurationError):  # it has the remedy
+                raise ConfigurationError(f"The database URL {safe_url(url)} does not work: {error}") from None
             reason += f": {error}"
         raise ConfigurationError(
             f"The database URL {safe_url(url)} does not work ({reason}). It needs a database name after the host, "

@@ -34,7 +34,7 @@ from werkzeug.wsgi import ClosingIterator
 from . import gevent
 from .errors import ConfigurationError, DatabaseUnavailable
 from .extension import Extension
-from .http import HANDLED, problem_for
+from .http import HANDLED, answer_to
 from .scope import Scope, current_scope
 from .wsgi import SCOPE_KEY, ScopeMiddleware
 
@@ -413,7 +413,7 @@ if hasattr(os, "register_at_fork"):
 
 def _answer(error: Exception) -> Any:
     """Answer as the application answers an HTTP error of that status: by its handler for it, else with JSON."""
-    problem = problem_for(error)
+    problem = answer_to(error)
     if problem is None:
         return _pass_on(error)
     response = current_app.response_class(problem.body, problem.status, problem.headers, mimetype="application/json")

@@ -1,11 +1,12 @@
 """What a database error means to an HTTP client: one table for all frameworks.
 
-Off by default (``errors=False``). The details say nothing of the query, its values or the server: those are in the log.
+Off by default (``errors=False``). The details say nothing of the query, its values or the server: the log has the reason.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -14,6 +15,9 @@ from playhouse.pool import MaxConnectionsExceeded
 
 from .drivers import is_contention, is_disconnect
 from .errors import DatabaseUnavailable, PoolClosed, PoolConnectTimeout, TransactionLost
+from .scope import current_scope
+
+logger = logging.getLogger("peewee_frameworks.app")
 
 RETRY_AFTER_SECONDS = 1
 
@@ -66,6 +70,26 @@ def problem_for(error: BaseException) -> Problem | None:
     if isinstance(error, (DatabaseUnavailable, PoolClosed, PoolConnectTimeout)) or _is_disconnect(error):
         return UNAVAILABLE
     return BUSY if is_contention(error) else None
+
+
+def answer_to(error: BaseException) -> Problem | None:
+    """Return `problem_for` an exception that is answered now, and log what the client is not told.
+
+    It is one line: a traceback for each request would exhaust what an exhausted pool has left. What a row that is not there or
+    twice says is not logged: it has values of the query, and is no fault of the service.
+    """
+    problem = problem_for(error)
+    if problem is not None and problem.status >= SERVER_ERROR.status:
+        scope = current_scope()
+        label = scope.label if scope is not None else "a request"
+        logger.warning(
+            "%s: %s: %s",
+            label,
+            type(error).__name__,
+            " ".join(str(error).split()),
+            extra={"request": label, "status": problem.status},
+        )
+    return problem
 
 
 def _is_disconnect(error: BaseException) -> bool:

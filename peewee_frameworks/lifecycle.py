@@ -145,14 +145,13 @@ def _models_of(database: Any, options: Options) -> list[Any]:
 
 
 def _unreachable(alias: str, state: State, options: Options, error: Exception) -> None:
-    reason = redact(str(error), [state.database]).rstrip(".?")  # libpq asks whether it is running
-    message = (
-        f"Database {alias!r}, {state.name}, cannot be reached at start: {reason}. Start it, "
-        "correct its address, or pass check='warn' to start without it."
-    )
+    reason = " ".join(redact(str(error), [state.database]).split())
+    stop = "" if reason.endswith((".", "?")) else "."  # libpq asks whether it is running
+    message = f"Database {alias!r}, {state.name}, cannot be reached at start: {reason}{stop} "
+    remedy = "Start it, or correct its address"
     if options.check == "fail":
-        raise DatabaseUnavailable(message) from error
-    logger.warning("%s", message, extra={"database": state.name})
+        raise DatabaseUnavailable(f"{message}{remedy}; or pass check='warn' to start without it.") from error
+    logger.warning("%s", f"{message}{remedy}; the application starts without it.", extra={"database": state.name})
 
 
 def _close(opened: list[State]) -> None:

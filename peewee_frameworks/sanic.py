@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from typing import TYPE_CHECKING, Any
 
 import peewee
@@ -29,7 +28,7 @@ from .config import PREFIX, Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
 from .frame import current_frames
-from .http import SERVER_ERROR, problem_for
+from .http import answer_to
 from .queries import times_of
 from .runtime import HEALTH
 from .scope import Scope, current_scope
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from .runtime import Runtime
     from .state import State
 
-logger = logging.getLogger("peewee_frameworks.app")
 
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
@@ -290,6 +288,8 @@ class _Scoped:
 def _scoped_class(cls: Any, *, tells_times: bool) -> Any:
     mixins = () if issubclass(cls, _Scoped) else (_Scoped,)
     same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    # `app.run` sends this method, bound to the class, to the workers that it spawns: bound to one that they can import.
+    same["get_app"] = cls.get_app
     return type(cls)(cls.__name__, (*mixins, cls), {**same, "_tells_times": tells_times})
 
 
@@ -403,6 +403,8 @@ def _begin(request: Request) -> _Part | None:
     if part is None or stream is None:
         return part
     try:  # HTTP/1.1, whose `send` is what `response_func` is at the time
+        if stream.response_func is None:  # the response is over: its client has left while it was sent
+            return part
         part._send, stream.response_func = stream.response_func, part.first
     except AttributeError:
         part._send, stream.send = stream.send, part.any
@@ -502,20 +504,10 @@ def _answer_errors(handler: ErrorHandler) -> None:
 
     @functools.wraps(default)
     def answer(request: Request, exception: Exception) -> BaseHTTPResponse:
-        problem = problem_for(exception)
+        problem = answer_to(exception)
         if problem is None:
             return default(request, exception)
-        # One line: Sanic renders a traceback for 0.1 seconds on the event loop, and an exhausted pool would exhaust that too.
-        level = logging.WARNING if problem.status >= SERVER_ERROR.status else logging.INFO
-        logger.log(
-            level,
-            "%s %s: %s: %s",
-            request.method,
-            request.path,
-            type(exception).__name__,
-            exception,
-            extra={"request": f"request {request.method} {request.path}", "status": problem.status},
-        )
+        # Quiet: Sanic renders a traceback for 0.1 seconds on the event loop.
         kind = _KINDS.get(problem.status, SanicException)
         told = kind(problem.detail, headers=problem.headers, quiet=True)
         told.status_code = problem.status

@@ -30,7 +30,7 @@ from . import waiting
 from .asgi import STARTED_KEY, CommitFailed, LifespanMiddleware, RequestMiddleware, ScopeMiddleware
 from .errors import ConfigurationError
 from .extension import Extension
-from .http import HANDLED, problem_for
+from .http import HANDLED, answer_to
 from .runtime import HEALTH
 from .waiting import Lender
 
@@ -223,8 +223,8 @@ async def _drop(message: Message) -> None:
 
 async def _respond(request: HTTPConnection, error: Exception) -> Response:
     """Answer as the application answers an `HTTPException` of that status."""
-    problem = problem_for(error)
-    if problem is None or not isinstance(request, Request):
+    problem = answer_to(error) if isinstance(request, Request) else None
+    if problem is None:
         raise error
     exception = HTTPException(problem.status, problem.detail, problem.headers)
     handlers = request.app.exception_handlers

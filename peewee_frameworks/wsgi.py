@@ -11,7 +11,7 @@ import collections
 from typing import TYPE_CHECKING, Any
 
 from .frame import current_frames
-from .http import problem_for
+from .http import answer_to
 from .queries import times_of
 from .runtime import Runtime
 from .scope import Scope, printable
@@ -123,7 +123,7 @@ class ScopeMiddleware:
                     work.connect(self.runtime.states)
             return self.app(environ, start)
         except Exception as error:
-            problem = None if work.started or not self.runtime.options.errors else problem_for(error)
+            problem = None if work.started or not self.runtime.options.errors else answer_to(error)
             if problem is None:
                 raise
             headers = {**problem.headers, "Content-Type": "application/json", "Content-Length": str(len(problem.body))}

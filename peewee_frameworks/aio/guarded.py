@@ -78,6 +78,11 @@ class PgAtomic(_Marked, pwasyncio.AsyncPgAtomic):
         args, kwargs = self._begin_args
         return type(self)(self.db, *args, **kwargs)
 
+    def __enter__(self) -> Any:
+        if not under_bridge():
+            raise not_in_bridge(self.db._state.name)
+        return super().__enter__()
+
     def begin_unmarked(self) -> Any:
         """Begin without a mark: whoever shares the scope may go on in the transaction."""
         return super(_Marked, self).__enter__()
@@ -124,6 +129,8 @@ class _BridgeCursor:
         self._database = database
 
     def execute(self, sql: str, params: Any = None) -> Any:
+        if not under_bridge():
+            raise not_in_bridge(self._database._state.name, sql)
         return await_(self._database._statement(sql, params))
 
 

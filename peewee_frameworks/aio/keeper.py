@@ -99,7 +99,9 @@ class PoolKeeper:
         except TimeoutError:
             raise self._exhausted() from None
         except Exception as error:
-            raise self.unavailable(error) from error
+            if (unavailable := self.unavailable(error)) is None:
+                raise
+            raise unavailable from error
         conn._pool = pool  # a late return can tell that the pool was replaced
         return conn
 
@@ -150,13 +152,13 @@ class PoolKeeper:
             f"{database._pool_size} connections. {hint}"
         )
 
-    def unavailable(self, error: Exception) -> Exception:
-        """Make of what connecting raised the error to raise: a `DatabaseUnavailable`, unless it is a mistake in the call."""
+    def unavailable(self, error: Exception) -> DatabaseUnavailable | None:
+        """Make of what connecting raised the error to raise instead; none, if that is ours already or a mistake in the call."""
         driver = type(error).__module__.partition(".")[0] in ("asyncpg", "psycopg", "psycopg_pool")
         if isinstance(error, PeeweeFrameworksError) or not (
             driver or isinstance(error, peewee.DatabaseError | peewee.InterfaceError | OSError)
         ):
-            return error
+            return None
         reason = redact(str(error), [self._state.database])
         return DatabaseUnavailable(f"{self._state.name}: connecting failed: {reason}")
 
@@ -186,7 +188,9 @@ class PoolKeeper:
             with wrapping_errors:
                 pool = await database._create_pool_async()
         except Exception as error:
-            raise self.unavailable(error) from error
+            if (unavailable := self.unavailable(error)) is None:
+                raise
+            raise unavailable from error
         finally:
             self._opening = None
         database._pool = pool

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import inspect
 import os
 import select
@@ -50,6 +51,15 @@ _POOL_OPTIONS = frozenset(
         "reset",
     }
 )
+
+# What the sync pools call those.
+_SYNC_NAMES = {
+    "idle_timeout": "max_idle",
+    "max_connections": "max_size",
+    "min_connections": "min_size",
+    "stale_timeout": "max_lifetime",
+}
+_ALL_OPTIONS = _POOL_OPTIONS | {"timeout", "wait_for_minimum", "pool_size", "pool_min_size", "acquire_timeout"}
 
 
 # Seconds in which a server that has said something unasked answers, or is taken for dead.
@@ -194,6 +204,18 @@ def _poll(descriptor: int, seconds: float) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
+def _refuse(name: str) -> None:
+    """Refuse what is (all but) the name of an option of the pool; libpq would, at the first connect, among all it knows."""
+    if name in _ALL_OPTIONS:
+        raise ConfigurationError(f"Give {name} to AsyncPsycopgDatabase(...), also if its `init` comes later.")
+    if name in _SYNC_NAMES:
+        raise ConfigurationError(f"Unknown option {name}: AsyncPsycopgDatabase calls it {_SYNC_NAMES[name]}.")
+    if name == "connect_timeout":  # libpq's
+        return
+    if close := difflib.get_close_matches(name, _ALL_OPTIONS | _SYNC_NAMES.keys(), n=1, cutoff=0.85):
+        raise ConfigurationError(f"Unknown option {name}. Did you mean {_SYNC_NAMES.get(close[0], close[0])}?")
+
+
 def _columns(cursor: Any) -> list[tuple[str]]:
     return [(column.name,) for column in cursor.description or ()]
 
@@ -234,7 +256,8 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
                 default, where whoever wants a connection makes the pool try again at once; otherwise it tries at growing
                 intervals for so many seconds.
 
-        Raises: `ConfigurationError` for sizes or timeouts that contradict each other.
+        Raises: `ConfigurationError` for sizes or timeouts that contradict each other or are no numbers, and for an option that
+            is misspelled or has another name here.
         """
         pool_size, pool_min_size = kwargs.pop("pool_size", None), kwargs.pop("pool_min_size", None)  # pwasyncio's names
         acquire_timeout = kwargs.pop("acquire_timeout", None)
@@ -244,11 +267,11 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         max_size = pool_size if max_size is None else max_size
         self.pool_options: dict[str, Any] = {name: kwargs.pop(name) for name in _POOL_OPTIONS & kwargs.keys()}
         self.pool_options |= {"min_size": min_size, "max_size": min_size if max_size is None else max_size}
-        self._check_options()
+        seconds = timeout if timeout is not None else acquire_timeout if acquire_timeout is not None else 10.0
+        self._check_options(seconds)
         self._refusals = Refusals()
         self._lent = _Lent()
         self._wait_for_minimum = wait_for_minimum
-        seconds = timeout if timeout is not None else acquire_timeout if acquire_timeout is not None else 10.0
         super().__init__(
             database,
             pool_size=self.pool_options["max_size"],
@@ -259,8 +282,22 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         )
         install(self)
 
-    def _check_options(self) -> None:
+    def init(self, database: str | None, *args: Any, **kwargs: Any) -> None:
+        """Name the database and its connection parameters; see Peewee's.
+
+        Raises: `ConfigurationError` for an option that is misspelled, has another name here or is the constructor's.
+        """
+        for name in kwargs:
+            _refuse(name)
+        super().init(database, *args, **kwargs)
+
+    def _check_options(self, seconds: Any) -> None:
         low, high = self.pool_options["min_size"], self.pool_options["max_size"]
+        for name, value in (("min_size", low), ("max_size", high)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigurationError(f"{name} must be a whole number, not {value!r}.")
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+            raise ConfigurationError(f"timeout must be a number of seconds, not {seconds!r}.")
         if low < 0 or high < max(low, 1):
             raise ConfigurationError(
                 f"min_size={low} and max_size={high}: need 0 <= min_size <= max_size, and max_size > 0."
@@ -309,7 +346,7 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         options = {"reconnect_timeout": 0.0, **self.pool_options}
         options |= {"connection_class": self._connection_class(), "reconnect_failed": reconnect_failed}
         pool: Any = psycopg_pool.AsyncConnectionPool(
-            conninfo, kwargs=arguments, open=False, timeout=self._acquire_timeout, **options
+            conninfo, kwargs=arguments, open=False, name=self._state.name, timeout=self._acquire_timeout, **options
         )
         await pool.open()
         if self._wait_for_minimum:
@@ -422,7 +459,9 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
                 await self._wait_for_pool(pool)
             except psycopg.Error as error:
                 await self.close_pool()  # the wait for it may have closed it already
-                raise self._state.keeper.unavailable(error) from error
+                if (unavailable := self._state.keeper.unavailable(error)) is None:
+                    raise
+                raise unavailable from error
 
     def pool_stats(self) -> dict[str, int]:
         """Return what `AsyncConnectionPool.get_stats` counts; nothing while the pool is closed."""

@@ -5,6 +5,7 @@ What the application says of its pool goes by the sync pools' names, so that a U
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.errors import ConfigurationError
@@ -92,7 +93,8 @@ def make(scheme: str, options: dict[str, Any]) -> Any:
         options: what the URL says and the caller adds. ``max_connections`` and ``timeout`` (seconds to wait for a connection)
             mean here what they mean to `peewee_frameworks.pool`; the rest are the database's own.
 
-    Raises: `ConfigurationError` if an option is given under both of its names, or what the driver needs is not installed.
+    Raises: `ConfigurationError` if an option is given under both of its names, one of these two is misspelled or no number, or
+        what the driver needs is not installed.
     """
     maker, size = _MAKERS[scheme]
     options = dict(options)
@@ -100,7 +102,11 @@ def make(scheme: str, options: dict[str, Any]) -> Any:
         if ours in options:
             if theirs in options:
                 raise ConfigurationError(f"{ours} and {theirs} mean the same: give one of them.")
+            if not isinstance(options[ours], int | float):
+                raise ConfigurationError(f"{ours} must be a number, not {options[ours]!r}.")
             options[theirs] = options.pop(ours)
+        elif close := difflib.get_close_matches(ours, options, n=1, cutoff=0.85):
+            raise ConfigurationError(f"Unknown option {close[0]}. Did you mean {ours}?")
     try:
         database = maker(options)
     except ImportError as error:

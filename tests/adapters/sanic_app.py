@@ -150,6 +150,16 @@ def make_app(name: str = "sanic_test") -> Sanic:
             Row.create(rid=rid)
             await asyncio.Event().wait()
 
+    @app.get("/leaves/<rid>")
+    async def leaves(request, rid):
+        """Answer the client's leaving with an error of its own."""
+        Row.create(rid=rid)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            Row.create(rid=rid)
+            raise NotFound(rid) from None
+
     @app.get("/thread/<rid>")
     async def thread(request, rid):
         seconds = float(request.args.get("seconds", 0.5))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import itertools
+import pickle
 import signal
 import threading
 import warnings
@@ -337,6 +339,33 @@ def test_timeouts_of_the_server_end_the_scope(tmp_path, rid):
         assert count(server, rid) == 0
 
 
+def test_an_error_after_the_client_has_left_is_no_other_error(server, rid):
+    """Sanic hands a second exception to `handle_exception` when the response to the first could not be sent."""
+    with server.client() as client:
+        client.send(Request(f"/leaves/{rid}"))
+        eventually(lambda: count(server, rid) == 1, message="the handler waits")
+        client.drop("rst")
+    eventually(lambda: count(server, rid) == 2, message="the handler has ended")
+    settled(server)
+    assert "NoneType" not in server.output
+
+
+@pytest.mark.parametrize("options", [{}, {"server_timing": True}])
+def test_app_run_can_send_its_workers_the_way_to_the_application(options):
+    """It pickles `get_app`, bound to the application's class, where worker processes are spawned."""
+
+    class Shop(Sanic):
+        pass
+
+    for kind in (Sanic, Shop):
+        app = kind(f"pickled{next(numbers)}")
+        Peewee(peewee.SqliteDatabase("unused.db"), **options).init_app(app)
+        assert type(app).get_app == kind.get_app
+    app = Sanic(f"pickled{next(numbers)}")
+    Peewee(peewee.SqliteDatabase("unused.db"), **options).init_app(app)
+    assert pickle.loads(pickle.dumps(functools.partial(type(app).get_app, app.name)))() is app
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_two_workers_each_with_a_pool_of_their_own(name, tmp_path, rid):
     require_server(name)
@@ -614,6 +643,33 @@ async def test_a_policy_may_come_after_init_app_and_a_later_one_wins(make_databa
     orm.policy(blueprint, connect="eager")
     (answer,) = await asgi_get(app, "/")
     assert answer.text == "True"
+
+
+@pytest.mark.anyio
+async def test_the_reason_of_a_503_is_one_line_in_the_log_and_no_value_of_a_query_is(tmp_path, make_sanic, caplog):
+    file = peewee.SqliteDatabase(tmp_path / "file.db")
+    nowhere = peewee.SqliteDatabase(tmp_path / "nowhere" / "file.db")
+    app = make_sanic()
+    Peewee({"default": file, "nowhere": nowhere}, errors=True, check="off").init_app(app)
+
+    class Thing(file.Model):
+        pass
+
+    @app.get("/missing")
+    async def missing(request):
+        file.create_tables([Thing])
+        Thing.get_by_id(99)
+
+    @app.get("/away")
+    async def away(request):
+        nowhere.execute_sql("SELECT 1")
+
+    with caplog.at_level("INFO", "peewee_frameworks"):
+        answers = await asgi_get(app, "/missing", "/away")
+    assert [answer.status_code for answer in answers] == [404, 503]
+    (record,) = [record for record in caplog.records if record.name == "peewee_frameworks.app"]
+    assert record.message.startswith("request GET /away: DatabaseUnavailable: ")
+    assert (record.request, record.status) == ("request GET /away", 503)
 
 
 @pytest.mark.anyio

@@ -334,6 +334,7 @@ def test_with_check_warn_it_starts_anyway(tmp_path, caplog):
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
     assert "cannot be reached at start" in caplog.text
+    assert "check='warn'" not in caplog.text  # that it has
 
 
 def test_two_applications_share_an_instance_and_the_last_to_stop_closes_the_pool(sqlite):

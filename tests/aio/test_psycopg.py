@@ -305,6 +305,44 @@ def test_urls_and_wrong_options(make):
             AsyncPsycopgDatabase("shop", **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"max_sise": 3}, "Did you mean max_size"),
+        ({"max_connections": 3}, "calls it max_size"),
+        ({"max_conections": 3}, "Did you mean max_size"),
+        ({"stale_timeout": 3}, "calls it max_lifetime"),
+        ({"max_size": "3"}, "max_size must be a whole number, not '3'"),
+        ({"timeout": "3"}, "timeout must be a number of seconds, not '3'"),
+    ],
+)
+def test_an_option_that_it_does_not_have_is_refused_with_the_right_name(options, remedy):
+    """libpq would refuse it too, at the first connect, and say neither."""
+    with pytest.raises(ConfigurationError, match=remedy):
+        AsyncPsycopgDatabase("shop", **options)
+
+
+def test_init_takes_what_is_the_drivers():
+    db = AsyncPsycopgDatabase(None, max_size=7)
+    with pytest.raises(ConfigurationError, match=r"Give max_size to AsyncPsycopgDatabase\(\.\.\.\)"):
+        db.init("shop", max_size=3)
+    db.init("shop", host="h", connect_timeout=3, keepalives=1)
+    assert db.connect_params == {"host": "h", "connect_timeout": 3, "keepalives": 1}
+
+
+def test_the_pool_has_the_name_of_the_database(make):
+    """Else its log says "pool-1"."""
+    db = make()
+
+    async def main():
+        await db.open()
+        name = db._pool.name
+        await db.close_pool()
+        return name
+
+    assert run(main()) == f"AsyncPsycopgDatabase({make.place.database!r})"
+
+
 def test_a_password_is_never_shown():
     """Not in the names that messages use."""
     db = AsyncPsycopgDatabase("postgresql://shop:secret@127.0.0.1:1/shop", min_size=1, timeout=0.3)

@@ -526,9 +526,31 @@ def test_sync_code_is_told_what_to_write(db, Item, play):
             await asyncio.to_thread(Item.get_or_none, number=1)
         with pytest.raises(MissingGreenletBridge, match=r"Make the endpoint `async def`"):
             await asyncio.to_thread(db.connect)
+        with pytest.raises(MissingGreenletBridge, match=r"Make the endpoint `async def`"):
+            await asyncio.to_thread(db.atomic().__enter__)
         assert await numbers(db, Item) == []
 
     play(work)
+    with pytest.raises(MissingGreenletBridge, match=r"`asyncio.run`"):  # a script
+        Item.get_or_none(number=1)
+    with pytest.raises(MissingGreenletBridge, match=r"`asyncio.run`"), db.atomic():
+        raise AssertionError
+
+
+def test_a_mistake_in_the_call_is_not_its_own_cause(db):
+    """Whoever follows the causes of an error comes to an end."""
+
+    async def main():
+        db.connect_params["of_no_driver"] = 1
+        with pytest.raises(Exception, match="of_no_driver") as caught:
+            await db.aconnect()
+        seen, error = [], caught.value
+        while error is not None:
+            assert error not in seen
+            seen.append(error)
+            error = error.__cause__
+
+    run(main())
 
 
 def test_sync_code_runs_under_the_bridge(db, Item, play):

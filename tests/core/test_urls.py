@@ -99,6 +99,23 @@ def test_a_url_gives_an_asynchronous_database_under_the_pools_own_option_names(m
     assert database.Model.acreate
 
 
+@pytest.mark.parametrize("make", [connect_url, connect])
+@pytest.mark.parametrize("scheme", ["postgresql+async", "postgresql+asyncpg", "mysql+async", "sqlite+async"])
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("max_conections=3", "Unknown option max_conections. Did you mean max_connections?"),
+        ("max_connections=five", "max_connections must be a number, not 'five'."),
+        ("timeout=soon", "timeout must be a number, not 'soon'."),
+    ],
+)
+def test_a_wrong_option_of_an_asynchronous_url_is_refused_with_the_remedy_alone(make, scheme, option, remedy):
+    with pytest.raises(ConfigurationError) as caught:
+        make(f"{scheme}://h/d?{option}")
+    prefix = f"The database URL {scheme}://h/d does not work: "
+    assert str(caught.value).removeprefix(prefix) == remedy
+
+
 def test_what_asyncpg_does_not_know_is_a_setting_of_the_session():
     """As in a URL of its own."""
     database = connect("postgresql+asyncpg://u@h/d?application_name=shop&statement_cache_size=0", search_path="app")
