@@ -221,6 +221,7 @@ class Runner:
     def _expire(self, dock: Dock, call: Call, scope: Scope) -> None:
         if call.stage is Stage.PENDING and dock.withdraw(call) and not call.waiter.done():
             hint = "Raise the pool's max_connections, or shorten the work."
+            names = ", ".join(state.name for state in scope.states)
             around = scope.parent
             if around is not None and around.slot is not None and around.slot.place.admitted:
                 hint = (
@@ -229,8 +230,8 @@ class Runner:
                 )
             call.waiter.set_exception(
                 PoolTimeout(
-                    f"{scope.label}: waited {self.timeout:g} s to be admitted; {self.threads} other units of work were running "
-                    f"or holding a connection. {hint}"
+                    f"{scope.label}: waited {self.timeout:g} s to be admitted to {names}; all of its {self.threads} places were "
+                    f"taken by units of work that ran or held a connection. {hint}"
                 )
             )
 
