@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import multiprocessing
+import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -177,7 +180,6 @@ def test_many_busy_threads_line_up_for_the_interpreter_one_at_a_time(make_runner
     async def work():
         units = scopes(6)
         few, many = units[:3], units[3:]
-        await runner.run(units[0], begun.acquire, blocking=False)  # the crew musters in the process of its first call
         with runner._crew._turnstile:  # as if a thread stood in it that does not get the interpreter
             tasks = [asyncio.create_task(runner.run(scope, long, "few")) for scope in few]
             await asyncio.sleep(0)  # each asks for its call
@@ -391,3 +393,42 @@ def test_loops_in_several_threads_do_not_stop_each_other(make_runner, scopes, db
     thread.join(SECONDS)
     assert free.is_set()
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def hasty():
+    """Have threads take turns at almost every step."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_first_calls_of_loops_in_several_threads_all_end(make_runner):
+    """They come at once, and no loop's call is lost because another's makes the crew."""
+
+    async def first(runner, together):
+        together.wait(SECONDS)
+        return await runner.run(Scope([], "unit"), lambda: 1)
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(400):
+            work = functools.partial(first, make_runner(threads=2), threading.Barrier(4))
+            assert [done.result() for done in [pool.submit(play, work) for _ in range(4)]] == [1] * 4
+
+
+@pytest.mark.usefixtures("hasty")
+def test_how_many_wait_can_be_asked_while_loops_come_and_go(make_runner):
+    runner, over = make_runner(), threading.Event()
+
+    def ask():
+        while not over.is_set():
+            assert runner.waiting == 0
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        for _ in range(400):
+            play(lambda: runner.run(Scope([], "unit"), lambda: 1))
+        over.set()
+        asked.result()
