@@ -103,6 +103,8 @@ _MYSQL_GONE = frozenset({1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
 _SQLSTATE_GONE = ("08", "57P01", "57P02", "57P03")
 # asyncpg: the farewell is being read, which only the protocol's state tells; or it was, and the connection is closed.
 _ASYNCPG_GONE = {"InternalClientError": "cannot switch to state", "InterfaceError": "connection is closed"}
+# PyMySQL, asked for anything on a connection that it has closed because it was lost before.
+_PYMYSQL_GONE = (0, "")
 
 
 def is_disconnect(error: BaseException) -> bool:
@@ -110,7 +112,7 @@ def is_disconnect(error: BaseException) -> bool:
 
     Looks at the driver's error behind Peewee's: MySQL's error number, PostgreSQL's SQLSTATE, and psycopg's bare
     OperationalError without one, which it raises for a broken socket. asyncpg says by the text alone that the server's farewell
-    came between two messages of a statement.
+    came between two messages of a statement, and PyMySQL by no more than a 0 that the connection was lost before.
     """
     for seen in _causes(error):
         if _has_code(seen, _MYSQL_GONE, _SQLSTATE_GONE):
@@ -118,7 +120,10 @@ def is_disconnect(error: BaseException) -> bool:
         text = _ASYNCPG_GONE.get(type(seen).__name__)
         if text is not None and type(seen).__module__.startswith("asyncpg.") and text in str(seen):
             return True
-        broken_socket = type(seen).__module__.partition(".")[0] in ("psycopg", "psycopg2") and _sqlstate(seen) is None
+        module = type(seen).__module__.partition(".")[0]
+        if module == "pymysql" and type(seen).__name__ == "InterfaceError" and seen.args == _PYMYSQL_GONE:
+            return True
+        broken_socket = module in ("psycopg", "psycopg2") and _sqlstate(seen) is None
         if broken_socket and type(seen).__name__ in ("OperationalError", "InterfaceError"):
             return True
     return False
