@@ -313,10 +313,14 @@ class Crew:
         call: Call | None = None
         asleep: Dock | None = None  # whose loop has yet to hear of the call before
         while True:
-            if self.running > _FEW:
-                self._stand_in_line(asleep)
-            elif asleep is not None:
-                asleep.wake()
+            try:
+                if self.running > _FEW:
+                    self._stand_in_line(asleep)
+                elif asleep is not None:
+                    asleep.wake()
+            except BaseException:  # noqa: BLE001 - another thread raised it in this one, too late for the call that it meant
+                if asleep is not None:  # nobody else would ever wake the loop again
+                    asleep.wake()
             with self.lock:
                 if call is not None and call.stage is not Stage.READY:  # it was taken back meanwhile
                     call = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import functools
 import gc
 import multiprocessing
@@ -19,6 +20,7 @@ from peewee_frameworks.pool import PooledSqliteDatabase
 from peewee_frameworks.run import Runner
 from peewee_frameworks.scope import Scope
 from peewee_frameworks.state import install
+from tests.support.concurrency import eventually
 
 SECONDS = 10
 
@@ -194,6 +196,36 @@ def test_many_busy_threads_line_up_for_the_interpreter_one_at_a_time(make_runner
         end.set()
         await asyncio.gather(*tasks, behind[0], behind[2])
         assert sorted(ran) == ["few", "few", "few", many[0].label, many[2].label]
+
+    play(work)
+
+
+def test_what_is_raised_in_a_thread_that_stands_in_line_costs_nobody_his_result(make_runner, scopes):
+    """As by a watchdog that is too late for the call it meant: nobody else would wake the loop."""
+    runner = make_runner(threads=4)
+    begun, end, over = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def long(event):
+        begun.release()
+        event.wait(SECONDS)
+        return threading.get_ident()
+
+    async def work():
+        one, *few = scopes(4)
+        task = asyncio.create_task(runner.run(one, long, end))
+        others = [asyncio.create_task(runner.run(scope, long, over)) for scope in few]
+        await asyncio.sleep(0)  # each asks for its call
+        assert await asyncio.to_thread(lambda: all(begun.acquire(timeout=SECONDS) for _ in range(4)))
+        done = runner._crew.dock(asyncio.get_running_loop())._done
+        with runner._crew._turnstile:
+            end.set()
+            await asyncio.to_thread(eventually, lambda: done)
+            thread, error = ctypes.c_ulong(done[0].result), ctypes.py_object(SystemExit)
+            assert ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error) == 1
+        await task
+        over.set()
+        await asyncio.gather(*others)
+        assert await runner.run(one, lambda: 1) == 1
 
     play(work)
 
