@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import os
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from .frame import running_loop
 if TYPE_CHECKING:
     import asyncio
     import contextvars
-    import weakref
     from collections.abc import Callable
 
     from .scope import Scope
@@ -271,11 +270,8 @@ class Crew:
     def __init__(self, size: int, name: str) -> None:
         self.size = size
         self._name = name
-        self._pid = 0
         self._executor: ThreadPoolExecutor | None = None
-        self._reset()
-
-    def _reset(self) -> None:
+        self._docks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Dock] = weakref.WeakKeyDictionary()
         # Held for a few instructions, never while something runs or waits.
         self.lock = threading.Lock()
         self._turnstile = threading.Lock()  # held for a turn of the interpreter or two, and for nothing else
@@ -283,17 +279,19 @@ class Crew:
         self.running = 0  # calls that a thread has in hand
         self._working = 0
 
-    def muster(self) -> bool:
-        """Forget what a parent process had; a lock that one of its threads held would never be free here.
+    def dock(self, loop: asyncio.AbstractEventLoop) -> Dock:
+        """Return the dock of an event loop, on its thread; made now if there is none."""
+        dock = self._docks.get(loop)
+        if dock is None:
+            dock = self._docks[loop] = Dock(self, weakref.ref(loop))
+        return dock
 
-        Returns: whether this process is new, and the docks are another's.
-        """
-        if self._pid == os.getpid():
-            return False
-        self._pid = os.getpid()
-        self._executor = None
-        self._reset()
-        return True
+    @property
+    def waiting(self) -> int:
+        """How many scopes wait for a place, in all loops; from any thread."""
+        # Not `values`: another loop may come meanwhile.
+        docks = [self._docks.get(loop) for ref in self._docks.keyrefs() if (loop := ref()) is not None]
+        return sum(dock.waiting for dock in docks if dock is not None)
 
     def call_up(self) -> None:
         """See to it that what is ready is run."""
@@ -315,10 +313,14 @@ class Crew:
         call: Call | None = None
         asleep: Dock | None = None  # whose loop has yet to hear of the call before
         while True:
-            if self.running > _FEW:
-                self._stand_in_line(asleep)
-            elif asleep is not None:
-                asleep.wake()
+            try:
+                if self.running > _FEW:
+                    self._stand_in_line(asleep)
+                elif asleep is not None:
+                    asleep.wake()
+            except BaseException:  # noqa: BLE001 - another thread raised it in this one, too late for the call that it meant
+                if asleep is not None:  # nobody else would ever wake the loop again
+                    asleep.wake()
             with self.lock:
                 if call is not None and call.stage is not Stage.READY:  # it was taken back meanwhile
                     call = None

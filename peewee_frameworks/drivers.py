@@ -101,25 +101,31 @@ def reads_later(cursor_class: Any) -> bool:
 _MYSQL_GONE = frozenset({1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
 # PostgreSQL: class 08 is "connection exception"; 57P01 to 57P03 are shutdown, crash and "starting up".
 _SQLSTATE_GONE = ("08", "57P01", "57P02", "57P03")
-# asyncpg: the farewell is being read, which only the protocol's state tells; or it was, and the connection is closed.
-_ASYNCPG_GONE = {"InternalClientError": "cannot switch to state", "InterfaceError": "connection is closed"}
+# What some drivers tell by the text alone. asyncpg: the farewell is being read, which only the protocol's state tells; or it
+# was, and the connection is closed. PyMySQL and MySQL's connector: asked for anything on a connection that was lost before.
+_GONE_BY_TEXT = {
+    ("asyncpg", "InternalClientError"): "cannot switch to state",
+    ("asyncpg", "InterfaceError"): "connection is closed",
+    ("pymysql", "InterfaceError"): "(0, '')",
+    ("mysql", "OperationalError"): "MySQL Connection not available",
+}
 
 
 def is_disconnect(error: BaseException) -> bool:
     """Return whether an error means that the connection, not the statement, failed.
 
     Looks at the driver's error behind Peewee's: MySQL's error number, PostgreSQL's SQLSTATE, and psycopg's bare
-    OperationalError without one, which it raises for a broken socket. asyncpg says by the text alone that the server's farewell
-    came between two messages of a statement.
+    OperationalError without one, which it raises for a broken socket. Others say no more than a text.
     """
     for seen in _causes(error):
         if _has_code(seen, _MYSQL_GONE, _SQLSTATE_GONE):
             return True
-        text = _ASYNCPG_GONE.get(type(seen).__name__)
-        if text is not None and type(seen).__module__.startswith("asyncpg.") and text in str(seen):
+        module, name = type(seen).__module__.partition(".")[0], type(seen).__name__
+        text = _GONE_BY_TEXT.get((module, name))
+        if text is not None and text in str(seen):
             return True
-        broken_socket = type(seen).__module__.partition(".")[0] in ("psycopg", "psycopg2") and _sqlstate(seen) is None
-        if broken_socket and type(seen).__name__ in ("OperationalError", "InterfaceError"):
+        broken_socket = module in ("psycopg", "psycopg2") and _sqlstate(seen) is None
+        if broken_socket and name in ("OperationalError", "InterfaceError"):
             return True
     return False
 
@@ -156,6 +162,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _has_code(error: BaseException, numbers: Container[int], states: tuple[str, ...]) -> bool:
     code = error.args[0] if error.args else None
+    if isinstance(code, str):  # MariaDB's connector
+        code = getattr(error, "errno", None)
     if isinstance(code, int) and code in numbers:
         return True
     sqlstate = _sqlstate(error)

@@ -13,7 +13,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
-import weakref
+import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -137,8 +137,7 @@ class Runner:
         """
         self.threads = threads
         self.timeout = timeout
-        self._crew = Crew(threads, "peewee-run")
-        self._docks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Dock] = weakref.WeakKeyDictionary()
+        self._crews: dict[int, Crew] = {}
 
     def run(
         self, scope: Scope, function: Callable[..., _Result], /, *args: Any, **kwargs: Any
@@ -204,7 +203,7 @@ class Runner:
         if slot is None or not slot.is_here():
             if inside:
                 raise self._no_turn(scope, "in an event loop of its own")
-            slot = scope.slot = _Slot(scope, self._dock(), slot)
+            slot = scope.slot = _Slot(scope, self._crew.dock(asyncio.get_running_loop()), slot)
         if not slot.turn.enter_now() and not await slot.turn.enter(self.timeout if inside else None):
             raise self._no_turn(scope, f"which had not ended after {self.timeout:g} s")
         return slot
@@ -238,7 +237,7 @@ class Runner:
     @property
     def waiting(self) -> int:
         """How many scopes wait to be admitted; from any thread."""
-        return sum(dock.waiting for dock in self._docks.copy().values())
+        return self._crew.waiting
 
     def _no_turn(self, scope: Scope, how: str) -> PoolTimeout:
         return PoolTimeout(
@@ -251,14 +250,13 @@ class Runner:
         """Let the threads end when their calls do."""
         self._crew.dismiss()
 
-    def _dock(self) -> Dock:
-        if self._crew.muster():
-            self._docks.clear()
-        loop = asyncio.get_running_loop()
-        dock = self._docks.get(loop)
-        if dock is None:
-            dock = self._docks[loop] = Dock(self._crew, weakref.ref(loop))
-        return dock
+    @property
+    def _crew(self) -> Crew:
+        """This process's threads: a lock that a thread of its parent held would never be free here."""
+        crew = self._crews.get(os.getpid())
+        if crew is None:  # set in one step: several loops may come at once
+            crew = self._crews.setdefault(os.getpid(), Crew(self.threads, "peewee-run"))
+        return crew
 
 
 def refuse_coroutines(function: Callable[..., Any]) -> None:

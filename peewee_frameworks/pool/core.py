@@ -189,7 +189,7 @@ class Engine:
                 return None
             now = self._clock()
             probe = entry.probe
-            if now < entry.expires and now - entry.since < self._ping_after and (probe is None or not probe(0)):
+            if now < entry.expires and now - entry.since < self._ping_after and (probe is None or probe(0) <= 0):
                 conn = entry.conn  # before it is held: the reaper closes what nobody but the entry refers to
                 entry.since = now
                 self.held[entry.key] = entry
@@ -406,7 +406,7 @@ class Engine:
             return None
         now = self._clock()
         probe = entry.probe
-        if now < entry.expires and (probe is None or not probe(0)):
+        if now < entry.expires and (probe is None or probe(0) <= 0):
             conn = entry.conn
             entry.since = now
             self.held[entry.key] = entry

@@ -47,7 +47,10 @@ class Driver:
         return None
 
     def probe(self, conn: Any) -> Callable[[int], Any] | None:
-        """Return a function that, called with 0, tells without a round trip whether the socket has something to say."""
+        """Return a function that, called with 0, tells without a round trip whether the socket has something to say.
+
+        It has where the result is above 0. Below, a signal came in between, which says nothing of the connection.
+        """
         source = self.socket_of(conn)
         poll = _poll()
         if source is None or poll is None:
@@ -336,7 +339,7 @@ class MySQLConnectorDriver(Driver):
         probe = self.probe(conn)
         if probe is None:
             return any(-1 in _codes(cause) for cause in _causes(error)) and not conn.is_connected()
-        return bool(probe(0))
+        return bool(probe(0) > 0)
 
 
 class MariaDBDriver(Driver):
@@ -391,7 +394,7 @@ _ONE = ctypes.c_ulong(1)
 
 @functools.cache
 def _poll() -> Any:
-    """Return poll(2), or ``None`` where there is none; its result is 0 if there is nothing to read and no end to see.
+    """Return poll(2), or ``None`` where there is none; its result is above 0 if there is something to read or an end to see.
 
     It keeps the interpreter. ``select.poll`` gives it away, for a look that takes no time, and where threads compete for it
     gets it back only after another's turn; under gevent it switches greenlets.

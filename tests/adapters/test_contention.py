@@ -23,6 +23,7 @@ from tests.support.servers import admin_connection
 
 SYNC = ("sqlite", "mysql", "postgres")
 MYSQL, POSTGRES, SQLITE = ("mysql", "aiomysql"), ("postgres", "psycopg", "asyncpg"), ("sqlite", "aiosqlite")
+SESSION = {"mysql": "SELECT CONNECTION_ID()", "postgres": "SELECT pg_backend_pid()"}
 WAITS = {
     "mysql": "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = %s",
     "postgres": "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = %s",
@@ -45,7 +46,7 @@ class Bench:
     """A database under test, and another session on the same tables which gets in its way."""
 
     def __init__(self, name, place):
-        self.kind = place.kind
+        self.kind, self.place = place.kind, place
         options = {"pragmas": {"busy_timeout": 50}} if place.kind == "sqlite" else {}
         if name in ASYNC_DRIVERS:
             self.db = connect(place.async_url(name), max_connections=3, timeout=5, **options)
@@ -126,7 +127,6 @@ def test_a_lock_that_does_not_come_in_time(bench):
 def test_a_deadlock(bench):
     """The other one waits for a row of ours; we ask for one of his, and are the one that is thrown out."""
     errors, sessions, has_b, ours_has_a = [], [], threading.Event(), threading.Event()
-    session = {"mysql": "SELECT CONNECTION_ID()", "postgres": "SELECT pg_backend_pid()"}[bench.kind]
 
     def wait_for_ours():
         try:
@@ -147,7 +147,7 @@ def test_a_deadlock(bench):
             # Who has changed less is thrown out (MariaDB), or who looks first (PostgreSQL).
             bench.OtherRow.insert_many([{"name": f"n{row}"} for row in range(50)]).execute()
             bench.update_other("b")
-            sessions.append(bench.other.execute_sql(session).fetchone()[0])
+            sessions.append(bench.other.execute_sql(SESSION[bench.kind]).fetchone()[0])
             has_b.set()
             ours_has_a.wait(10)
             wait_for_ours()
@@ -205,6 +205,23 @@ def test_a_database_that_is_locked_at_the_commit(bench):
     assert bench.values() == {"a": 0, "b": 0}
     assert bench.request(work).status_code == 200
     assert bench.values() == {"a": 1, "b": 0}
+
+
+@on("mysql", "aiomysql", "postgres", "psycopg", "asyncpg")
+@pytest.mark.parametrize("after", ["statement", "handled", "commit"])
+def test_a_connection_lost_between_two_statements(bench, after):
+    """Told by the next statement; by the COMMIT, though the application has handled what that said; by the COMMIT alone."""
+
+    def work():
+        session = bench.db.execute_sql(SESSION[bench.kind]).fetchone()[0]
+        bench.update("a")
+        bench.place.kill_sessions(session)
+        if after != "commit":
+            with contextlib.suppress(peewee.PeeweeException if after == "handled" else ()):
+                bench.update("b")
+
+    assert told_to_try_again(bench.request(work))
+    assert bench.values() == {"a": 0, "b": 0}
 
 
 def test_flask_and_wsgi_say_the_same(make_place):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import functools
 import gc
 import multiprocessing
+import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,6 +20,7 @@ from peewee_frameworks.pool import PooledSqliteDatabase
 from peewee_frameworks.run import Runner
 from peewee_frameworks.scope import Scope
 from peewee_frameworks.state import install
+from tests.support.concurrency import eventually
 
 SECONDS = 10
 
@@ -179,7 +184,6 @@ def test_many_busy_threads_line_up_for_the_interpreter_one_at_a_time(make_runner
     async def work():
         units = scopes(6)
         few, many = units[:3], units[3:]
-        await runner.run(units[0], begun.acquire, blocking=False)  # the crew musters in the process of its first call
         with runner._crew._turnstile:  # as if a thread stood in it that does not get the interpreter
             tasks = [asyncio.create_task(runner.run(scope, long, "few")) for scope in few]
             await asyncio.sleep(0)  # each asks for its call
@@ -194,6 +198,36 @@ def test_many_busy_threads_line_up_for_the_interpreter_one_at_a_time(make_runner
         end.set()
         await asyncio.gather(*tasks, behind[0], behind[2])
         assert sorted(ran) == ["few", "few", "few", many[0].label, many[2].label]
+
+    play(work)
+
+
+def test_what_is_raised_in_a_thread_that_stands_in_line_costs_nobody_his_result(make_runner, scopes):
+    """As by a watchdog that is too late for the call it meant: nobody else would wake the loop."""
+    runner = make_runner(threads=4)
+    begun, end, over = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def long(event):
+        begun.release()
+        event.wait(SECONDS)
+        return threading.get_ident()
+
+    async def work():
+        one, *few = scopes(4)
+        task = asyncio.create_task(runner.run(one, long, end))
+        others = [asyncio.create_task(runner.run(scope, long, over)) for scope in few]
+        await asyncio.sleep(0)  # each asks for its call
+        assert await asyncio.to_thread(lambda: all(begun.acquire(timeout=SECONDS) for _ in range(4)))
+        done = runner._crew.dock(asyncio.get_running_loop())._done
+        with runner._crew._turnstile:
+            end.set()
+            await asyncio.to_thread(eventually, lambda: done)
+            thread, error = ctypes.c_ulong(done[0].result), ctypes.py_object(SystemExit)
+            assert ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error) == 1
+        await task
+        over.set()
+        await asyncio.gather(*others)
+        assert await runner.run(one, lambda: 1) == 1
 
     play(work)
 
@@ -393,3 +427,42 @@ def test_loops_in_several_threads_do_not_stop_each_other(make_runner, scopes, db
     thread.join(SECONDS)
     assert free.is_set()
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def hasty():
+    """Have threads take turns at almost every step."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_first_calls_of_loops_in_several_threads_all_end(make_runner):
+    """They come at once, and no loop's call is lost because another's makes the crew."""
+
+    async def first(runner, together):
+        together.wait(SECONDS)
+        return await runner.run(Scope([], "unit"), lambda: 1)
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(400):
+            work = functools.partial(first, make_runner(threads=2), threading.Barrier(4))
+            assert [done.result() for done in [pool.submit(play, work) for _ in range(4)]] == [1] * 4
+
+
+@pytest.mark.usefixtures("hasty")
+def test_how_many_wait_can_be_asked_while_loops_come_and_go(make_runner):
+    runner, over = make_runner(), threading.Event()
+
+    def ask():
+        while not over.is_set():
+            assert runner.waiting == 0
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        for _ in range(400):
+            play(lambda: runner.run(Scope([], "unit"), lambda: 1))
+        over.set()
+        asked.result()

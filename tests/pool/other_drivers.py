@@ -5,6 +5,7 @@ By hand: ``PYTHONPATH=.venv/drivers .venv/bin/python -m pytest tests/pool/other_
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import threading
@@ -14,6 +15,7 @@ import peewee
 import pytest
 
 import peewee_frameworks.pool as ours
+from peewee_frameworks.http import UNAVAILABLE, problem_for
 from peewee_frameworks.pool.drivers import driver_of
 from tests.support.concurrency import eventually, run_threads
 from tests.support.proxy import Proxy
@@ -100,6 +102,20 @@ def test_30_a_healthy_request_costs_as_few_round_trips_as_the_driver_allows(plac
             one(db)
             eventually(lambda: settled(db.pool))
         assert proxy.counters.round_trips - before == least + 5 * DRIVERS[driver][4]
+
+
+def test_a_connection_lost_in_a_transaction_is_no_fault_of_the_application(place, open_pool):
+    """Told by the next statement; by the COMMIT, though what that said was handled; by the COMMIT alone."""
+    db = open_pool(place)
+    for after in "statement", "handled", "commit":
+        with db.connection_context():
+            with pytest.raises(peewee.PeeweeException) as lost, db.atomic():
+                db.execute_sql("select 1").fetchone()
+                place.kill_sessions()
+                if after != "commit":
+                    with contextlib.suppress(peewee.PeeweeException if after == "handled" else ()):
+                        db.execute_sql("select 1").fetchone()
+            assert problem_for(lost.value) is UNAVAILABLE, (after, lost.value)
 
 
 def test_37_an_open_transaction_is_rolled_back(place, open_pool):

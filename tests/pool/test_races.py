@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from peewee_frameworks.errors import PoolError, PoolTimeout
 from peewee_frameworks.pool import Pool, PooledDatabase, PooledSqliteDatabase, PoolOptions, connect, upkeep
 from peewee_frameworks.pool.core import Engine
-from peewee_frameworks.pool.drivers import pymysql_connection_class
+from peewee_frameworks.pool.drivers import Driver, pymysql_connection_class
 from peewee_frameworks.pool.entries import CLOSE, Entry, Job, Turn, snapshot
 from peewee_frameworks.pool.waiters import Waiter
 from peewee_frameworks.pool.workers import Maintainer, Workers
@@ -223,6 +224,28 @@ def under_interrupts(act, is_sound, seconds=1.5):
         signal.setitimer(signal.ITIMER_REAL, left)
         gc.enable()
     assert struck > 100
+
+
+def test_a_signal_amid_a_look_at_an_idle_connection_does_not_cost_the_connection(server, pool_of, monkeypatch):
+    """poll(2) says that it was interrupted, and nothing of the socket."""
+    struck = []
+    near, far = socket.socketpair()
+    with near, far:
+        monkeypatch.setattr(StubDriver, "socket_of", lambda self, conn: near)
+        monkeypatch.setattr(StubDriver, "probe", Driver.probe)
+        pool = pool_of(max_connections=1)
+        handler = signal.signal(signal.SIGALRM, lambda *_: struck.append(1))
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)  # pytest-timeout's
+        end = time.monotonic() + 1
+        try:
+            while time.monotonic() < end:
+                pool.release(pool.acquire())
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, left)
+    assert len(struck) > 100
+    assert server.connects == 1
 
 
 def test_an_interrupt_never_leaves_the_lock_taken():
