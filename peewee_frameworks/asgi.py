@@ -18,11 +18,10 @@ from .runtime import Runtime
 from .scope import Scope, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, MutableMapping
     from typing import Unpack
 
     from .config import Databases, OptionKeywords
-    from .state import State
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -36,8 +35,6 @@ SCOPE_KEY = "peewee_frameworks.scope"
 STARTED_KEY = "peewee_frameworks.started"
 _SCOPED = ("http", "websocket")
 
-_new = object.__new__
-
 
 class _Work(Scope):
     """The scope of one ASGI request or websocket."""
@@ -46,15 +43,7 @@ class _Work(Scope):
     owner: Runtime
     out: Send
 
-    # Not `Scope.__init__`: see `RequestMiddleware.__call__`.
-    def __init__(  # noqa: D107, RUF100
-        self, asgi: MutableMapping[str, Any], states: Sequence[State], parent: Scope | None, runtime: Runtime
-    ) -> None:
-        self.asgi = asgi
-        self.states = states
-        self.parent = parent
-        self.owner = runtime
-        self.frames = {}
+    __init__ = object.__init__  # each attribute is set: see `RequestMiddleware.__call__`
 
     def send(self, message: Message) -> Awaitable[None]:
         """Send a part of the response to `out`; what has been queried is committed before the first."""
@@ -88,7 +77,10 @@ class ScopeMiddleware:
         if scope["type"] not in _SCOPED or (outer is not None and outer.has_all(runtime.states)):
             await self.app(scope, receive, send)
             return
-        work = scope[SCOPE_KEY] = _Work(scope, runtime.states_beside(outer), outer, runtime)
+        work = _Work()
+        work.asgi, work.owner, work.parent, work.frames = scope, runtime, outer, {}
+        work.states = runtime.states_beside(outer)
+        scope[SCOPE_KEY] = work
         runtime.enter(work)
         if runtime.options.server_timing:
             send = _with_times(work, send)
@@ -165,7 +157,7 @@ class RequestMiddleware:
         self._served = (runtime,)
         self._tells_times = runtime.options.server_timing
 
-    # One coroutine and one object for each request, and `Runtime.enter`, `Runtime.end` and `_Work()` without their calls: most
+    # One coroutine and one object for each request, and `Runtime.enter`, `Runtime.end` and `Scope()` without their calls: most
     # requests query nothing, and each call is a tenth of what they pay.
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912, PLR0915
         """Run the application with the options that hold for this request."""
@@ -177,12 +169,13 @@ class RequestMiddleware:
         outer: Scope | None = scope.get(SCOPE_KEY)
         opens = outer is None or not outer.has_all(runtime.states)
         if opens:
-            mine = _new(_Work)
+            mine = _Work()
             mine.asgi = scope
             mine.states = (runtime.installed or runtime.states) if outer is None else runtime.states_beside(outer)
             mine.parent = outer
             mine.owner = runtime
             mine.frames = {}
+            mine.atomic = mine.tally = None
             mine.served = self._served
             if self._tells_times:
                 send = _with_times(mine, send)

@@ -34,7 +34,7 @@ from .runtime import HEALTH
 from .scope import Scope, current_scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
     from typing import Unpack
 
     from sanic.handlers import ErrorHandler
@@ -44,13 +44,11 @@ if TYPE_CHECKING:
     from .config import Databases, OptionKeywords
     from .health.sanic import Guard
     from .runtime import Runtime
-    from .state import State
 
 
 # Before anybody else's handlers of these events; what sanic-ext injects is made after it (it has -1000).
 _FIRST = 1_000_000
 
-_new = object.__new__
 _TIMES = "Server-Timing"
 
 _POLICY = ", ".join(PolicyKeywords.__annotations__)
@@ -245,11 +243,11 @@ class _Scoped:
             finally:
                 _end(part)
             return
-        # The same for one instance and HTTP/1.1, without the calls, that of `_Part()` among them: most requests query nothing,
+        # The same for one instance and HTTP/1.1, without the calls, that of `Scope()` among them: most requests query nothing,
         # and pay for each.
         orm = installed[0]
         runtime = orm.runtime
-        part = _new(_Part)
+        part = _Part()
         part.request = request
         part.states = runtime.installed or runtime.states
         part.parent = None
@@ -259,7 +257,7 @@ class _Scoped:
         runtime.live.add(part)
         token = current_frames.set(part)
         part._send = stream.response_func
-        stream.response_func = part.first  # type: ignore[assignment]
+        stream.response_func = part.first
         try:
             await super().handle_request(request)  # type: ignore[misc]
         finally:
@@ -307,14 +305,7 @@ class _Part(Scope):
     """Those of the route's blueprint; None until it is known: the application's."""
     _send: Any = None  # what the stream would call without us
 
-    # Not `Scope.__init__`: see `_Scoped.handle_request`.
-    def __init__(self, request: Request, states: Sequence[State], parent: Scope | None, orm: Peewee) -> None:
-        self.request = request
-        self.states = states
-        self.parent = parent
-        self.orm = orm
-        self.owner = orm.runtime
-        self.frames = {}
+    __init__ = object.__init__  # each attribute is set: see `_Scoped.handle_request`
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -395,8 +386,11 @@ def _begin(request: Request) -> _Part | None:
         for orm in app.ctx.peewee:
             runtime = orm.runtime
             if outer is None or runtime.has_policy or orm._policies or not outer.has_all(runtime.states):
-                outer = part = _Part(request, runtime.states_beside(outer), outer, orm)
+                states, around, part = runtime.states_beside(outer), outer, _Part()
+                part.request, part.orm, part.owner = request, orm, runtime
+                part.states, part.parent, part.frames = states, around, {}
                 runtime.enter(part)
+                outer = part
     except BaseException:
         _end(part)
         raise

@@ -494,8 +494,18 @@ def _install(database: Any) -> State:
     cls: Any = type(database)
     database._lock = _NoLock()
     database._state = state
-    database.__class__ = _guarded_class(cls)
+    change_class(database, _guarded_class(cls))
     return state
+
+
+def change_class(database: Any, cls: type) -> None:
+    """Make a database one of another class, with the same attributes.
+
+    In a dictionary of their own: of an object whose class has changed CPython (3.11 to 3.13) reads each attribute half as fast,
+    and Peewee reads dozens for a query.
+    """
+    database.__class__ = cls
+    database.__dict__ = {**database.__dict__}
 
 
 def _guarded_class(cls: type) -> type:

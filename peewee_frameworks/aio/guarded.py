@@ -14,7 +14,7 @@ from peewee_frameworks.errors import ConfigurationError
 from peewee_frameworks.frame import current_frames, running_loop
 from peewee_frameworks.guarded import Atomic, Guarded, Savepoint, Transaction, _Marked
 from peewee_frameworks.run import refuse_coroutines
-from peewee_frameworks.state import display_name, guarded_class
+from peewee_frameworks.state import change_class, display_name, guarded_class
 
 from .bridge import not_in_bridge, under_bridge
 from .frame import LOST, AsyncFrame
@@ -420,7 +420,7 @@ def install(database: Any) -> AsyncState:
         )
     state = AsyncState(database)
     database._state = state
-    database.__class__ = guarded_class(cls, guard)
+    change_class(database, guarded_class(cls, guard))
     if database._pool is not None:
         state.keeper.settle_in(database._pool)
     return state
