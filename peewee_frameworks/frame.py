@@ -192,8 +192,6 @@ class Frame:
     the holder, and every holder, when it lets go, looks whether the scope has ended meanwhile.
     """
 
-    shared = True
-
     __slots__ = (
         "_acquire",
         "_cursors",
@@ -215,6 +213,7 @@ class Frame:
         "request_transaction",
         "returning",
         "savepoints",
+        "shared",
         "since",
         "stack",
         "state",
@@ -226,6 +225,7 @@ class Frame:
     def __init__(self, state: State, label: str) -> None:
         self.state = state
         self.label = label
+        self.shared = True  # several may see it, and each statement passes through `enter` and `leave`
         self.final = False
         self.pinned = False
         self.atomic = False
@@ -597,9 +597,11 @@ class Frame:
 class PrivateFrame(Frame):
     """The record of one thread, greenlet or task outside any scope: nobody else sees it, so there is nothing to guard."""
 
-    shared = False
-
     __slots__ = ()
+
+    def __init__(self, state: State, label: str) -> None:
+        super().__init__(state, label)
+        self.shared = False
 
     def enter(self) -> None:
         """Nobody else can be inside."""
