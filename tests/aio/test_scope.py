@@ -549,6 +549,9 @@ def test_a_mistake_in_the_call_is_not_its_own_cause(db):
             assert error not in seen
             seen.append(error)
             error = error.__cause__
+        for thread in threading.enumerate():  # aiosqlite's, which has a last word for the loop
+            if thread.name.endswith("(_connection_worker_thread)"):
+                thread.join(10)
 
     run(main())
 
