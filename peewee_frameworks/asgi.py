@@ -175,7 +175,7 @@ class RequestMiddleware:
             mine.parent = outer
             mine.owner = runtime
             mine.frames = {}
-            mine.atomic = mine.tally = None
+            mine.atomic = mine.tally = None  # the class has them, but CPython reads those of an instance faster
             mine.served = self._served
             if self._tells_times:
                 send = _with_times(mine, send)

@@ -254,6 +254,7 @@ class _Scoped:
         part.orm = orm
         part.owner = runtime
         part.frames = {}
+        part.atomic = part.tally = None  # the class has them, but CPython reads those of an instance faster
         runtime.live.add(part)
         token = current_frames.set(part)
         part._send = stream.response_func
