@@ -103,11 +103,11 @@ class Peewee(Extension):
         self.runtime.configure(app.config)
         self._settings = settings
         if not installed:
-            app.__class__ = _scoped_class(type(app), tells_times=False)
+            app.__class__ = _scoped_class(type(app))
             app.signal("websocket.handler.before", priority=_FIRST)(_watch_websocket)
-        if self.runtime.options.server_timing:
-            app.__class__ = _scoped_class(type(app), tells_times=True)
         installed.append(self)
+        tells_times = app.ctx.peewee_tells_times = any(orm.runtime.options.server_timing for orm in installed)
+        app.ctx.peewee_alone = None if tells_times or len(installed) > 1 else self
         # In each worker, never in a main_process hook: connections do not survive a fork.
         app.register_listener(self._start, "before_server_start", priority=_FIRST)
         app.register_listener(self._stop, "after_server_stop", priority=_FIRST)
@@ -230,22 +230,29 @@ class _Scoped:
 
     __slots__ = ()
 
-    ctx: Any
-    _tells_times: bool
+    async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
+        # Sanic answers a malformed head, a timeout and a disconnect from outside `handle_request`.
+        part = None if _part(request) is not None else _begin(request)
+        try:
+            await super().handle_exception(request, exception, run_middleware)  # type: ignore[misc]
+        finally:
+            _end(part)
 
-    async def handle_request(self, request: Request) -> None:
+
+def _handle_request(base: Any) -> Any:
+    """Return the method for a subclass of `base`, which it knows: `super()` has to find it each time."""
+
+    async def handle_request(self: Any, request: Request) -> None:
         stream: Any = request.stream
-        installed: list[Peewee] = self.ctx.peewee
-        if len(installed) > 1 or self._tells_times or type(stream) is not Http:
-            part = _begin(request)
+        orm = self.ctx.peewee_alone
+        if orm is None or type(stream) is not Http:
+            part: _Part | None = _begin(request)
             try:
-                await super().handle_request(request)  # type: ignore[misc]
+                await base.handle_request(self, request)
             finally:
                 _end(part)
             return
-        # The same for one instance and HTTP/1.1, without the calls, that of `Scope()` among them: most requests query nothing,
-        # and pay for each.
-        orm = installed[0]
+        # The same without the calls, that of `Scope()` among them: most requests query nothing, and pay for each.
         runtime = orm.runtime
         part = _Part()
         part.request = request
@@ -258,9 +265,9 @@ class _Scoped:
         runtime.live.add(part)
         token = current_frames.set(part)
         part._send = stream.response_func
-        stream.response_func = part.first
+        stream.response_func = part.first  # type: ignore[assignment]
         try:
-            await super().handle_request(request)  # type: ignore[misc]
+            await base.handle_request(self, request)
         finally:
             part.ended = True  # before the look at the frames: a thread may be making the first
             if part.frames or part.tally is not None:
@@ -274,22 +281,16 @@ class _Scoped:
             except ValueError:  # closed by the garbage collector in another context, where there is nothing to reset
                 pass
 
-    async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
-        # Sanic answers a malformed head, a timeout and a disconnect from outside `handle_request`.
-        part = None if _part(request) is not None else _begin(request)
-        try:
-            await super().handle_exception(request, exception, run_middleware)  # type: ignore[misc]
-        finally:
-            _end(part)
+    return handle_request
 
 
 @functools.cache
-def _scoped_class(cls: Any, *, tells_times: bool) -> Any:
-    mixins = () if issubclass(cls, _Scoped) else (_Scoped,)
+def _scoped_class(cls: Any) -> Any:
     same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    same["handle_request"] = _handle_request(cls)
     # `app.run` sends this method, bound to the class, to the workers that it spawns: bound to one that they can import.
     same["get_app"] = cls.get_app
-    return type(cls)(cls.__name__, (*mixins, cls), {**same, "_tells_times": tells_times})
+    return type(cls)(cls.__name__, (_Scoped, cls), same)
 
 
 class _Part(Scope):
@@ -403,7 +404,7 @@ def _begin(request: Request) -> _Part | None:
         part._send, stream.response_func = stream.response_func, part.first
     except AttributeError:
         part._send, stream.send = stream.send, part.any
-    if app._tells_times:
+    if app.ctx.peewee_tells_times:
         part._send = functools.partial(_send_with_times, part, part._send)
     return part
 
