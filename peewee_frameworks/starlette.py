@@ -27,7 +27,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse
 
 from . import waiting
-from .asgi import STARTED_KEY, CommitFailed, LifespanMiddleware, RequestMiddleware, ScopeMiddleware
+from .asgi import SCOPE_KEY, STARTED_KEY, CommitFailed, LifespanMiddleware, RequestMiddleware, ScopeMiddleware
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import HANDLED, answer_to
@@ -201,7 +201,10 @@ class _ServerErrors(ServerErrorMiddleware):
         except Exception as error:
             if scope["type"] != "http" or isinstance(error, CommitFailed):  # the latter is for an application around
                 raise
-            started = scope.pop(STARTED_KEY, False)
+            around = scope.get(
+                SCOPE_KEY
+            )  # which serves us too, if this application is mounted in another one of the instance
+            started = scope.pop(STARTED_KEY, False) or (around is not None and around.started)
             answering = ServerErrorMiddleware(_failing(error, started), self.handler, self.debug)
             await answering(scope, receive, _drop if started else send)
 

@@ -712,6 +712,29 @@ def test_an_unhandled_error_is_answered_as_without_us(sqlite, how, handler, debu
         assert messages == bare
 
 
+@pytest.mark.parametrize("how", ["before", "amid", "background"])
+@pytest.mark.parametrize("instances", ["the same", "two", "outer", "inner"])
+def test_an_unhandled_error_of_a_mounted_application_is_answered_once(make_place, how, instances):
+    """Each application has such a layer of its own; whichever of them has a `Peewee`."""
+
+    def mount(inner):
+        return Starlette(routes=[Mount("/", inner)])
+
+    databases = [make_place("sqlite").make_database(timeout=2) for _ in range(2)]
+    called, called_bare = [], []
+    inner = failing(how, False, "sync", called)
+    outer = mount(inner)
+    orm = Peewee(databases[0])
+    if instances != "inner":
+        orm.init_app(outer)
+    if instances != "outer":
+        (orm if instances == "the same" else Peewee(databases[1])).init_app(inner)
+    assert asyncio.run(sent_by(outer)) == asyncio.run(sent_by(mount(failing(how, False, "sync", called_bare))))
+    assert called == called_bare
+    for database in databases:
+        database.close_all()
+
+
 def test_who_looks_for_starlettes_outermost_layer_finds_it(sqlite):
     """As instrumentation does, to put itself inside of it."""
     app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("ok"))])
