@@ -15,6 +15,7 @@ from playhouse.pool import MaxConnectionsExceeded
 
 from .drivers import is_contention, is_disconnect
 from .errors import DatabaseUnavailable, PoolClosed, PoolConnectTimeout, TransactionLost
+from .redact import redact
 from .scope import current_scope
 
 logger = logging.getLogger("peewee_frameworks.app")
@@ -82,11 +83,12 @@ def answer_to(error: BaseException) -> Problem | None:
     if problem is not None and problem.status >= SERVER_ERROR.status:
         scope = current_scope()
         label = scope.label if scope is not None else "a request"
+        databases = [] if scope is None else [state.database for state in scope.states]
         logger.warning(
             "%s: %s: %s",
             label,
             type(error).__name__,
-            " ".join(str(error).split()),
+            redact(" ".join(str(error).split()), databases),
             extra={"request": label, "status": problem.status},
         )
     return problem

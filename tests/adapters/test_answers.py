@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from peewee_frameworks import asgi, fastapi, flask, starlette, wsgi
+from peewee_frameworks import DatabaseUnavailable, asgi, fastapi, flask, starlette, wsgi
 
 
 def ask_flask(db, work):
@@ -62,6 +62,20 @@ def test_the_reason_of_a_503_is_one_line_in_the_log(ask, tmp_path, caplog):
     assert record.message.startswith("request GET /: DatabaseUnavailable: ")
     assert "unable to open database file" in record.message
     assert (record.levelname, record.request, record.status, record.exc_info) == ("WARNING", "request GET /", 503, None)
+
+
+@pytest.mark.parametrize("ask", [ask_flask, ask_fastapi, ask_starlette, ask_asgi, ask_wsgi])
+def test_no_password_gets_into_the_log(ask, tmp_path, caplog):
+    """Whoever wrote the message."""
+    db = peewee.SqliteDatabase(tmp_path / "file.db")
+
+    def work():
+        raise DatabaseUnavailable("postgresql://shop:wh1sper@db.internal/shop is away")
+
+    with caplog.at_level(logging.INFO, "peewee_frameworks"):
+        assert ask(db, work) == 503
+    assert "db.internal/shop is away" in caplog.text
+    assert "wh1sper" not in caplog.text
 
 
 @pytest.mark.parametrize("ask", [ask_flask, ask_fastapi, ask_starlette, ask_asgi, ask_wsgi])
