@@ -229,8 +229,8 @@ class Runner:
                 )
             call.waiter.set_exception(
                 PoolTimeout(
-                    f"{scope.label}: waited {self.timeout:g} s to be admitted to {names}; all of its {self.threads} places "
-                    f"were taken by units of work that ran or held a connection. {hint}"
+                    f"{scope.label}: waited {self.timeout:g} s to be admitted to {names}; its places ({self.threads}) were "
+                    f"taken by units of work that ran or held a connection. {hint}"
                 )
             )
 

@@ -388,11 +388,11 @@ def _begin(request: Request) -> _Part | None:
         for orm in app.ctx.peewee:
             runtime = orm.runtime
             if outer is None or runtime.has_policy or orm._policies or not outer.has_all(runtime.states):
-                states, around, part = runtime.states_beside(outer), outer, _Part()
-                part.request, part.orm, part.owner = request, orm, runtime
-                part.states, part.parent, part.frames = states, around, {}
-                runtime.enter(part)
-                outer = part
+                inner = _Part()
+                inner.request, inner.orm, inner.owner = request, orm, runtime
+                inner.states, inner.parent, inner.frames = runtime.states_beside(outer), outer, {}
+                runtime.enter(inner)
+                outer = part = inner
     except BaseException:
         _end(part)
         raise

@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import peewee
 
@@ -98,10 +98,8 @@ class PoolKeeper:
                 conn = await self._check_out(pool)
         except TimeoutError:
             raise self._exhausted() from None
-        except Exception as error:
-            if (unavailable := self.unavailable(error)) is None:
-                raise
-            raise unavailable from error
+        except Exception as error:  # noqa: BLE001 - it is raised there
+            self.fail(error)
         conn._pool = pool  # a late return can tell that the pool was replaced
         return conn
 
@@ -152,15 +150,15 @@ class PoolKeeper:
             f"{database._pool_size} connections. {hint}"
         )
 
-    def unavailable(self, error: Exception) -> DatabaseUnavailable | None:
-        """Make of what connecting raised the error to raise instead; none, if that is ours already or a mistake in the call."""
+    def fail(self, error: Exception) -> NoReturn:
+        """Raise `DatabaseUnavailable` for what connecting raised, or that, if it is ours already or a mistake in the call."""
         driver = type(error).__module__.partition(".")[0] in ("asyncpg", "psycopg", "psycopg_pool")
         if isinstance(error, PeeweeFrameworksError) or not (
             driver or isinstance(error, peewee.DatabaseError | peewee.InterfaceError | OSError)
         ):
-            return None
+            raise error
         reason = redact(str(error), [self._state.database])
-        return DatabaseUnavailable(f"{self._state.name}: connecting failed: {reason}")
+        raise DatabaseUnavailable(f"{self._state.name}: connecting failed: {reason}") from error
 
     async def open(self) -> Any:
         """Open the pool in the running loop, if it is not open, and return it.
@@ -187,10 +185,8 @@ class PoolKeeper:
         try:
             with wrapping_errors:
                 pool = await database._create_pool_async()
-        except Exception as error:
-            if (unavailable := self.unavailable(error)) is None:
-                raise
-            raise unavailable from error
+        except Exception as error:  # noqa: BLE001 - it is raised there
+            self.fail(error)
         finally:
             self._opening = None
         database._pool = pool

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import inspect
 import os
 import select
@@ -27,6 +26,7 @@ from playhouse import postgres_ext, pwasyncio
 from psycopg.pq import TransactionStatus
 
 from peewee_frameworks.errors import ConfigurationError, PoolClosed, TooManyWaiters
+from peewee_frameworks.spelling import nearly
 from peewee_frameworks.state import install
 
 from .refusals import Refusals, Refused
@@ -212,8 +212,8 @@ def _refuse(name: str) -> None:
         raise ConfigurationError(f"Unknown option {name}: AsyncPsycopgDatabase calls it {_SYNC_NAMES[name]}.")
     if name == "connect_timeout":  # libpq's
         return
-    if close := difflib.get_close_matches(name, _ALL_OPTIONS | _SYNC_NAMES.keys(), n=1, cutoff=0.85):
-        raise ConfigurationError(f"Unknown option {name}. Did you mean {_SYNC_NAMES.get(close[0], close[0])}?")
+    if meant := nearly(name, _ALL_OPTIONS | _SYNC_NAMES.keys()):
+        raise ConfigurationError(f"Unknown option {name}. Did you mean {_SYNC_NAMES.get(meant, meant)}?")
 
 
 def _columns(cursor: Any) -> list[tuple[str]]:
@@ -459,9 +459,7 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
                 await self._wait_for_pool(pool)
             except psycopg.Error as error:
                 await self.close_pool()  # the wait for it may have closed it already
-                if (unavailable := self._state.keeper.unavailable(error)) is None:
-                    raise
-                raise unavailable from error
+                self._state.keeper.fail(error)
 
     def pool_stats(self) -> dict[str, int]:
         """Return what `AsyncConnectionPool.get_stats` counts; nothing while the pool is closed."""

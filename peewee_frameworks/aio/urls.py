@@ -5,10 +5,10 @@ What the application says of its pool goes by the sync pools' names, so that a U
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.spelling import nearly
 from peewee_frameworks.state import install
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def make(scheme: str, options: dict[str, Any]) -> Any:
             if not isinstance(options[ours], int | float):
                 raise ConfigurationError(f"{ours} must be a number, not {options[ours]!r}.")
             options[theirs] = options.pop(ours)
-        elif close := difflib.get_close_matches(ours, options, n=1, cutoff=0.85):
-            raise ConfigurationError(f"Unknown option {close[0]}. Did you mean {ours}?")
+        elif given := nearly(ours, options):
+            raise ConfigurationError(f"Unknown option {given}. Did you mean {ours}?")
     try:
         database = maker(options)
     except ImportError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import peewee as typed_peewee
@@ -12,6 +11,7 @@ import playhouse.pool as playhouse_pool
 from peewee_frameworks.aio.sync import AsyncIdiom
 from peewee_frameworks.drivers import is_broken_off
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.spelling import nearly
 from peewee_frameworks.state import State
 
 from .drivers import pymysql_connection_class
@@ -382,8 +382,8 @@ class _LiveParams(dict[str, Any]):
 def _refuse_typos(arguments: Mapping[str, Any]) -> None:
     """Refuse what is all but the name of an option: the driver would get it, and complain when it first connects."""
     for name in arguments.keys() - OPTION_NAMES - _ALIKE:
-        if close := difflib.get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.85):
-            raise ConfigurationError(f"Unknown option {name}. Did you mean {close[0]}?")
+        if meant := nearly(name, OPTION_NAMES):
+            raise ConfigurationError(f"Unknown option {name}. Did you mean {meant}?")
 
 
 def _is_private(database: str) -> bool:

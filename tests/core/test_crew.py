@@ -119,7 +119,7 @@ def test_a_place_that_does_not_come_is_an_error_after_the_timeout(make_runner, s
         await asyncio.sleep(0)
         ran = []
         with pytest.raises(
-            PoolTimeout, match=r"unit 1: waited 0\.05 s to be admitted to .*Database.* all of its 1 places"
+            PoolTimeout, match=r"unit 1: waited 0\.05 s to be admitted to .*Database.*; its places \(1\) were taken"
         ):
             await runner.run(second, ran.append, 1)
         end.set()
