@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from .frame import current_frames
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 # Where nested adapters find the scope around them. Never the context variable: servers leak contexts between requests.
 # One key and no more: each may be the one with which the server's dictionary has to grow.
 SCOPE_KEY = "peewee_frameworks.scope"
-# For whoever answers the error of a request: that its response has started.
-STARTED_KEY = "peewee_frameworks.started"
 _SCOPED = ("http", "websocket")
 
 
@@ -47,7 +46,7 @@ class _Work(Scope):
 
     def send(self, message: Message) -> Awaitable[None]:
         """Send a part of the response to `out`; what has been queried is committed before the first."""
-        if self.frames or self.atomic:
+        if self.touched:
             return _send(self, self.owner, message, self.out)
         # Most requests that query nothing come this way: there is nothing to commit, and nothing to give back yet.
         if message["type"] == "http.response.start":
@@ -77,11 +76,7 @@ class ScopeMiddleware:
         if scope["type"] not in _SCOPED or (outer is not None and outer.has_all(runtime.states)):
             await self.app(scope, receive, send)
             return
-        work = _Work()
-        work.asgi, work.owner, work.parent, work.frames = scope, runtime, outer, {}
-        work.states = runtime.states_beside(outer)
-        scope[SCOPE_KEY] = work
-        runtime.enter(work)
+        work = _open(scope, runtime, outer)
         if runtime.options.server_timing:
             send = _with_times(work, send)
         try:
@@ -90,6 +85,17 @@ class ScopeMiddleware:
             # Nothing here awaits, so a cancelled request gives its connection back too.
             runtime.end(work)
             scope[SCOPE_KEY] = outer
+
+
+def _open(scope: MutableMapping[str, Any], runtime: Runtime, outer: Scope | None) -> _Work:
+    """Open a scope inside of `outer`, for the databases that this does not have, and make it current."""
+    work: _Work = _Work()
+    work.asgi, work.owner, work.parent, work.frames = scope, runtime, outer, {}
+    work.states, work.served = runtime.states_beside(outer), ()
+    work.touched = work.started = work.idles = work.ended = False
+    scope[SCOPE_KEY] = work
+    runtime.enter(work)
+    return work
 
 
 async def _send(work: Scope, runtime: Runtime, message: Message, out: Send) -> None:
@@ -156,90 +162,116 @@ class RequestMiddleware:
         self.names = names
         self._served = (runtime,)
         self._tells_times = runtime.options.server_timing
+        # Of what kind of work most needs nothing but a scope.
+        self._plain = None if self._tells_times else "http"
 
-    # One coroutine and one object for each request, and `Runtime.enter`, `Runtime.end` and `Scope()` without their calls: most
-    # requests query nothing, and each call is a tenth of what they pay.
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912, PLR0915
+    @property
+    def app(self) -> ASGIApp:
+        """The application."""
+        return self._app
+
+    @app.setter
+    def app(self, app: ASGIApp) -> None:
+        self._app = app
+        # To call an instance costs CPython more than to call its method.
+        method = getattr(app, "__call__", None)  # noqa: B004 - of a class of somebody else it may be anything
+        self._call: ASGIApp = method if inspect.ismethod(method) else app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Run the application with the options that hold for this request."""
         runtime = self.runtime
-        kind = scope["type"]
-        if kind not in _SCOPED:
-            await self.other(scope, receive, send)
+        if (
+            runtime.has_policy
+            or scope["type"] != self._plain
+            or scope.setdefault(SCOPE_KEY, work := _Work()) is not work
+        ):
+            await self._serve(scope, receive, send)
             return
-        outer: Scope | None = scope.get(SCOPE_KEY)
-        opens = outer is None or not outer.has_all(runtime.states)
-        if opens:
-            mine = _Work()
-            mine.asgi = scope
-            mine.states = (runtime.installed or runtime.states) if outer is None else runtime.states_beside(outer)
-            mine.parent = outer
-            mine.owner = runtime
-            mine.frames = {}
-            mine.atomic = mine.tally = None  # the class has them, but CPython reads those of an instance faster
-            mine.served = self._served
-            if self._tells_times:
-                send = _with_times(mine, send)
-            mine.out = send
-            scope[SCOPE_KEY] = mine
-            runtime.live.add(mine)
-            token = current_frames.set(mine)
-            work: Scope = mine
-            send_in_scope: Send = mine.send
-        else:
-            found = runtime.find(outer)
-            if found is None or runtime in found.served:
-                await self.app(scope, receive, send)
-                return
-            work = found
-            work.served += self._served
-            if self._tells_times:
-                send = _with_times(work, send)
-            send_in_scope = functools.partial(_send, work, runtime, out=send)
+        # What `_serve` does, without the calls of `_open` and `Runtime.end`: most requests query nothing, and pay for each.
+        work.asgi = scope
+        work.states = runtime.installed or runtime.states
+        work.owner = runtime
+        work.served = self._served
+        work.frames = {}
+        work.touched = work.started = work.idles = work.ended = False
+        work.out = send
+        token = current_frames.set(work)
         try:
-            if kind == "websocket":
-                await self._websocket(work, scope, receive, send)
-                return
-            if runtime.has_policy:
-                await self._prepare(work, scope)
-            await self.app(scope, receive, send_in_scope)
-        except CommitFailed as failed:
-            await self._answer_commit(failed, send)
+            await self._call(scope, receive, work.send)
         except (Exception, asyncio.CancelledError) as error:
-            await runtime.roll_back_async(work, error)
-            if work.started:
-                scope[STARTED_KEY] = True
-                raise
-            if not await self._answered(error, send):
+            if not await self._answers(error, work, scope, receive, send):
                 raise
         finally:
             # Nothing here awaits, so a cancelled request gives its connection back too.
-            if opens:
-                scope[SCOPE_KEY] = outer
-                work.ended = True  # before the look at the frames: a thread may be making the first
-                if work.frames or work.tally is not None:
-                    runtime.end(work)
-                else:
-                    runtime.live.discard(work)
-                    if runtime.drained is not None:
-                        runtime.end(work)
-                try:  # noqa: SIM105 - costs more
-                    current_frames.reset(token)
-                except ValueError:  # closed by the garbage collector in another context: there is nothing to reset
-                    pass
+            del scope[SCOPE_KEY]
+            work.ended = True  # before the look: a thread may be touching it only now
+            if work.touched or runtime.drained is not None:
+                runtime.end(work)
+            try:  # noqa: SIM105 - costs more
+                current_frames.reset(token)
+            except ValueError:  # closed by the garbage collector in another context: there is nothing to reset
+                pass
 
-    async def _answered(self, error: BaseException, send: Send) -> bool:
-        """Answer an error if the options say so and it is one of those that have an answer; return whether that was so."""
+    async def _serve(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Do so for anything: a websocket, a request inside another adapter's scope, one whose options have to be found."""
+        if scope["type"] not in _SCOPED:
+            await self.other(scope, receive, send)
+            return
+        runtime = self.runtime
+        outer: Scope | None = scope.get(SCOPE_KEY)
+        found = runtime.find(outer) if outer is not None and outer.has_all(runtime.states) else None
+        if found is not None:
+            await self._serve_in(found, scope, receive, send)
+            return
+        work = _open(scope, runtime, outer)
+        try:
+            await self._serve_in(work, scope, receive, send)
+        finally:
+            runtime.end(work)  # as above, this awaits nothing
+            scope[SCOPE_KEY] = outer
+
+    async def _serve_in(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        serves = self.runtime not in work.served  # else it does so further out
+        if serves:
+            work.served += self._served
+            if self._tells_times:
+                send = _with_times(work, send)
+        try:
+            if not serves:
+                await self.app(scope, receive, send)
+            elif scope["type"] == "websocket":
+                await self._websocket(work, scope, receive, send)
+            else:
+                if self.runtime.has_policy:
+                    await self._prepare(work, scope)
+                await self.app(scope, receive, functools.partial(_send, work, self.runtime, out=send))
+        except (Exception, asyncio.CancelledError) as error:
+            if not await self._answers(error, work, scope, receive, send):
+                raise
+
+    async def _answers(
+        self, error: BaseException, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send
+    ) -> bool:
+        """Answer what the application has raised, if the options say so and it has an answer; return whether that was so.
+
+        Raises: the error of a COMMIT in place of what has carried it.
+        """
+        del scope, receive
+        if not isinstance(error, CommitFailed):
+            await self.runtime.roll_back_async(work, error)
+            return not work.started and await self._has_answered(error, send)
+        if error.runtime is not self.runtime:  # it is on its way to the application around
+            return False
+        cause = error.__cause__ or error
+        if not await self._has_answered(cause, send):
+            raise cause from None
+        return True
+
+    async def _has_answered(self, error: BaseException, send: Send) -> bool:
         problem = answer_to(error) if self.runtime.options.errors else None
         if problem is not None:
             await answer(problem, send)
         return problem is not None
-
-    async def _answer_commit(self, failed: CommitFailed, send: Send) -> None:
-        if failed.runtime is not self.runtime:  # it is on its way to the application around
-            raise failed
-        error = failed.__cause__ or failed
-        if not await self._answered(error, send):
-            raise error from None
 
     async def _websocket(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Between two messages a websocket holds no connection."""

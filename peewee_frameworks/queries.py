@@ -126,6 +126,8 @@ def tally_of(scope: Scope) -> Tally:
         scope = scope.parent
     tally: Tally | None = scope.tally
     if tally is None:
+        if not scope.touched:
+            scope.touch()
         tally = scope.tally = Tally(_budget_of(inner))
     return tally
 

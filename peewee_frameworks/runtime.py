@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 import threading
@@ -92,6 +93,7 @@ class Runtime:
         self._keywords: dict[str, Any] = {"database": database, **options}
         self.databases: dict[str, Any] = {}
         self.options = Options()
+        # The units of work that have asked for something; while the last application stops, all of them.
         self.live: set[Scope] = set()
         self._states: list[State] = []
         # What `states` gives, without its call; None as long as a proxy among the databases is not initialised.
@@ -244,17 +246,17 @@ class Runtime:
         Where a call would be felt, adapters do what this does, and `end`, themselves: a request that queries nothing shall
         cost next to nothing.
         """
-        self.live.add(scope)
         scope._token = current_frames.set(scope)
 
     def end(self, scope: Scope) -> None:
         """Finish a scope and leave it. Idempotent; never raises, never blocks an event loop."""
         scope.ended = True
-        if scope.frames or scope.tally is not None:  # most requests that query nothing have nothing to finish
+        if scope.touched:  # else there is nothing to finish
             scope.finish()
-        self.live.discard(scope)
-        if self.drained is not None and not self.live:
-            self.drained()
+        if scope.touched or self.drained is not None:
+            self.live.discard(scope)
+            if self.drained is not None and not self.live:
+                self.drained()
         token = scope._token
         if token is not None:  # what `exit` does, without its call
             scope._token = None
@@ -262,6 +264,15 @@ class Runtime:
                 current_frames.reset(token)
             except ValueError:
                 return
+
+    def in_flight(self) -> list[Scope]:
+        """Return the units of work that have not ended, those too that have asked for nothing yet.
+
+        They are in no list of ours, for to keep one costs each request; so this goes through all objects of the process.
+        """
+        scopes = [each for each in gc.get_objects() if issubclass(type(each), Scope)]
+        # Without an attribute: another thread is making it.
+        return [scope for scope in scopes if getattr(scope, "owner", None) is self and not getattr(scope, "ended", True)]
 
     def find(self, scope: Scope | None) -> Scope | None:
         """Return the scope that serves our databases, among this one and those around it: ours, or another adapter's.
@@ -370,6 +381,8 @@ class Runtime:
 
     async def _run_in(self, scope: Scope, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result:
         if not all(state.is_async for state in self.states):
+            if not scope.touched:
+                scope.touch()  # on the loop, while that can be done here
             if scope.idles:
                 return await self.runner.run(scope, _call_and_release, scope, function, *args, **kwargs)
             return await self.runner.run(scope, function, *args, **kwargs)
@@ -455,7 +468,7 @@ class Runtime:
         if not self.ending:
             return
         drained = threading.Event()
-        self.drained = drained.set
+        self._watch_work(drained.set)
         try:
             if self.live:
                 drained.wait(self.options.close_timeout)
@@ -472,7 +485,7 @@ class Runtime:
             return
         drained = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self.drained = functools.partial(loop.call_soon_threadsafe, drained.set)
+        self._watch_work(functools.partial(loop.call_soon_threadsafe, drained.set))
         try:
             if self.live:
                 with contextlib.suppress(TimeoutError):
@@ -483,6 +496,15 @@ class Runtime:
         self._end_work()
         await self._lifecycle.close_async(self.options.close_timeout)
         self._has_stopped()
+
+    def _watch_work(self, drained: Callable[[], object]) -> None:
+        """Have `drained` called when the last unit of work in flight has ended, if there is any in `live`."""
+        found = self.in_flight()  # who has asked for nothing yet may do so while he ends
+        self.live.update(found)
+        self.drained = drained
+        for scope in found:
+            if scope.ended:  # in another thread, and before it could see that somebody wants to know
+                self.live.discard(scope)
 
     def _end_work(self) -> None:
         """Tell of what has not ended in time, and let no thread begin anything more."""

@@ -13,6 +13,7 @@ no stream, websocket, timeout or disconnect. A block around the whole misses non
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,13 @@ import peewee
 from sanic import Blueprint, Request, Sanic
 from sanic.blueprints import BlueprintGroup
 from sanic.exceptions import NotFound, SanicException, ServiceUnavailable
-from sanic.http import Http, Stage
+from sanic.http import Stage
 
 from .asgi import SCOPE_KEY
 from .config import PREFIX, Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
-from .frame import current_frames
+from .frame import current_frames, running_loop
 from .http import answer_to
 from .queries import times_of
 from .runtime import HEALTH
@@ -103,11 +104,9 @@ class Peewee(Extension):
         self.runtime.configure(app.config)
         self._settings = settings
         if not installed:
-            app.__class__ = _scoped_class(type(app))
+            app.__class__ = _scoped_class(type(app), installed)
             app.signal("websocket.handler.before", priority=_FIRST)(_watch_websocket)
-        installed.append(self)
-        tells_times = app.ctx.peewee_tells_times = any(orm.runtime.options.server_timing for orm in installed)
-        app.ctx.peewee_alone = None if tells_times or len(installed) > 1 else self
+        installed.add(self)
         # In each worker, never in a main_process hook: connections do not survive a fork.
         app.register_listener(self._start, "before_server_start", priority=_FIRST)
         app.register_listener(self._stop, "after_server_stop", priority=_FIRST)
@@ -239,43 +238,33 @@ class _Scoped:
             _end(part)
 
 
-def _handle_request(base: Any) -> Any:
+def _handle_request(base: Any, installed: _Installed) -> Any:
     """Return the method for a subclass of `base`, which it knows: `super()` has to find it each time."""
 
     async def handle_request(self: Any, request: Request) -> None:
-        stream: Any = request.stream
-        orm = self.ctx.peewee_alone
-        if orm is None or type(stream) is not Http:
-            part: _Part | None = _begin(request)
+        runtime = installed.alone
+        if runtime is None:
+            outermost: _Part | None = _begin(request)
             try:
                 await base.handle_request(self, request)
             finally:
-                _end(part)
+                _end(outermost)
             return
-        # The same without the calls, that of `Scope()` among them: most requests query nothing, and pay for each.
-        runtime = orm.runtime
+        # The same without the calls, that of `Scope()` among them: most requests query nothing, and pay for each. For one that
+        # does, `_Part.touch` does the rest.
         part = _Part()
         part.request = request
         part.states = runtime.installed or runtime.states
-        part.parent = None
-        part.orm = orm
         part.owner = runtime
         part.frames = {}
-        part.atomic = part.tally = None  # the class has them, but CPython reads those of an instance faster
-        runtime.live.add(part)
+        part.touched = part.started = part.idles = part.ended = False
         token = current_frames.set(part)
-        part._send = stream.response_func
-        stream.response_func = part.first  # type: ignore[assignment]
         try:
             await base.handle_request(self, request)
         finally:
-            part.ended = True  # before the look at the frames: a thread may be making the first
-            if part.frames or part.tally is not None:
+            part.ended = True  # before the look: a thread may be touching it only now
+            if part.touched or runtime.drained is not None:
                 runtime.end(part)
-            else:
-                runtime.live.discard(part)
-                if runtime.drained is not None:
-                    runtime.end(part)
             try:  # noqa: SIM105 - costs more
                 current_frames.reset(token)
             except ValueError:  # closed by the garbage collector in another context, where there is nothing to reset
@@ -284,10 +273,18 @@ def _handle_request(base: Any) -> Any:
     return handle_request
 
 
-@functools.cache
-def _scoped_class(cls: Any) -> Any:
+def _call_by_asgi(base: Any, installed: _Installed) -> Any:
+    async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        installed.alone = None  # there may be a scope around
+        await base.__call__(self, scope, receive, send)
+
+    return call
+
+
+def _scoped_class(cls: Any, installed: _Installed) -> Any:
     same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    same["handle_request"] = _handle_request(cls)
+    same["handle_request"] = _handle_request(cls, installed)
+    same["__call__"] = _call_by_asgi(cls, installed)
     # `app.run` sends this method, bound to the class, to the workers that it spawns: bound to one that they can import.
     same["get_app"] = cls.get_app
     return type(cls)(cls.__name__, (_Scoped, cls), same)
@@ -301,8 +298,8 @@ class _Part(Scope):
     """
 
     request: Request
-    orm: Peewee
     owner: Runtime
+    served = ()  # nobody asks
     options: Options | None = None
     """Those of the route's blueprint; None until it is known: the application's."""
     _send: Any = None  # what the stream would call without us
@@ -322,11 +319,39 @@ class _Part(Scope):
             yield part
             part = part.parent
 
+    def touch(self) -> None:
+        """Stand where the response's first byte must pass: from now on there may be something to give back before it."""
+        super().touch()
+        loop = getattr(getattr(self.request.stream, "protocol", None), "loop", None)
+        if loop in (None, running_loop()):
+            self.stand_in()
+        else:  # not from here, amid what the loop does; it comes before what the thread tells the loop at its end
+            with contextlib.suppress(RuntimeError):  # the loop has stopped
+                loop.call_soon_threadsafe(self.stand_in)
+
+    def stand_in(self) -> None:
+        """Take the place of what sends the response, or what is left of it."""
+        stream: Any = self.request.stream
+        if self.ended or stream is None or self._send is not None:
+            return
+        try:  # HTTP/1.1, whose `send` is what `response_func` is at the time
+            send = stream.response_func
+        except AttributeError:
+            self._send, stream.send = stream.send, self.any
+            return
+        if send is None:  # the response is over: its client has left while it was sent
+            return
+        if stream.stage is Stage.HANDLER:
+            self._send, stream.response_func = send, self.first
+        elif not stream.head_only:
+            self._send, stream.response_func = send, self._rest
+            self.release_idle()
+
     async def prepare(self, route: Route) -> None:
         """Connect eagerly and begin transactions, now that the route is known. Websockets have no transaction."""
         request = self.request
         for part in reversed([*self.parts]):
-            names, part.options = part.orm._options_of(request.app, route)
+            names, part.options = _orm_of(part)._options_of(request.app, route)
             if not route.extra.websocket:
                 runtime = part.owner
                 eager, atomic = runtime.policy(request, (request.path, *names), part.options)
@@ -381,7 +406,6 @@ def _begin(request: Request) -> _Part | None:
     Returns: the innermost; None if a scope around serves all databases, and no options are to hold for some of them.
     """
     app: Any = request.app
-    stream: Any = request.stream
     outer: Scope | None = request.transport.scope.get(SCOPE_KEY) if app.asgi else None
     part: _Part | None = None
     try:
@@ -389,23 +413,19 @@ def _begin(request: Request) -> _Part | None:
             runtime = orm.runtime
             if outer is None or runtime.has_policy or orm._policies or not outer.has_all(runtime.states):
                 inner = _Part()
-                inner.request, inner.orm, inner.owner = request, orm, runtime
+                inner.request, inner.owner = request, runtime
+                inner.touched, inner.started, inner.idles, inner.ended = True, False, False, False
                 inner.states, inner.parent, inner.frames = runtime.states_beside(outer), outer, {}
+                runtime.live.add(inner)
                 runtime.enter(inner)
                 outer = part = inner
     except BaseException:
         _end(part)
         raise
-    if part is None or stream is None:
-        return part
-    try:  # HTTP/1.1, whose `send` is what `response_func` is at the time
-        if stream.response_func is None:  # the response is over: its client has left while it was sent
-            return part
-        part._send, stream.response_func = stream.response_func, part.first
-    except AttributeError:
-        part._send, stream.send = stream.send, part.any
-    if app.ctx.peewee_tells_times:
-        part._send = functools.partial(_send_with_times, part, part._send)
+    if part is not None:
+        part.stand_in()
+        if app.ctx.peewee.tells_times and part._send is not None:
+            part._send = functools.partial(_send_with_times, part, part._send)
     return part
 
 
@@ -517,12 +537,28 @@ def _answer_errors(handler: ErrorHandler) -> None:
 # -- applications -----------------------------------------------------------------------------------------------------------
 
 
-def _installed(app: Sanic[Any, Any]) -> list[Peewee]:
-    """Return the instances that are installed in an application."""
+class _Installed(list["Peewee"]):
+    """The instances that are installed in an application."""
+
+    alone: Runtime | None = None
+    """The runtime of the only one, if its scope is all that a request needs."""
+    tells_times = False
+
+    def add(self, orm: Peewee) -> None:
+        self.append(orm)
+        self.tells_times |= orm.runtime.options.server_timing
+        self.alone = None if self.tells_times or len(self) > 1 else orm.runtime
+
+
+def _installed(app: Sanic[Any, Any]) -> _Installed:
     if not hasattr(app.ctx, "peewee"):
-        app.ctx.peewee = []
-    installed: list[Peewee] = app.ctx.peewee
+        app.ctx.peewee = _Installed()
+    installed: _Installed = app.ctx.peewee
     return installed
+
+
+def _orm_of(part: _Part) -> Peewee:
+    return next(orm for orm in _installed(part.request.app) if orm.runtime is part.owner)
 
 
 def _applications() -> Iterable[Sanic[Any, Any]]:

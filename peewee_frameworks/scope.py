@@ -43,7 +43,8 @@ def printable(path: str) -> str:
     return "".join(each if each.isprintable() else quote(each, errors="surrogatepass") for each in path)
 
 
-# The scopes of `connection_scope` and of jobs, by `id()`; those of requests are in `Runtime.live`. Weakly: a scope that nobody
+# The scopes of `connection_scope` and of jobs, by `id()`; those of requests are in `Runtime.live`, once they
+# have asked for anything. Weakly: a scope that nobody
 # ends must not keep its connection from being taken back. Not a `WeakSet`, which costs a fifth of a scope.
 _open: dict[int, weakref.ref[Scope]] = {}
 
@@ -67,17 +68,20 @@ class Scope(Frames):
     uses `connection_scope`.
     """
 
-    # Many requests use no database: what a scope begins with is the class's, so that little is to be made for each.
-    ended = False
+    # Set for each, and no default of the class: CPython keeps no note of how to set what its class has, too.
+    touched: bool
+    """Whether anything was asked of it yet, so that there may be something to commit or to give back; see `touch`."""
+    started: bool
+    """Whether its response has begun; adapters note it here."""
+    idles: bool
+    """Whether it may sit there between two queries, its response having begun: `orm.run` then gives back at once."""
+    ended: bool
     """Whether `finish` was called."""
+    served: tuple[Any, ...]
+    """Whose options hold for it already: the same adapter further in, or of a sub-application, must not do it again."""
+    # Many requests use no database: what else a scope begins with is the class's, so that little is to be made for each.
     atomic: Mapping[State, object] | None = None
     """Which of its databases begin a transaction when they connect, and who will end it."""
-    started = False
-    """Whether its response has begun; adapters note it here."""
-    idles = False
-    """Whether it may sit there between two queries, its response having begun: `orm.run` then gives back at once."""
-    served: tuple[Any, ...] = ()
-    """Whose options hold for it already: the same adapter further in, or of a sub-application, must not do it again."""
     tally: Any = None
     """What it has queried, where an option asks for that; see queries.py."""
     thread = 0
@@ -89,6 +93,8 @@ class Scope(Frames):
     turn: Any = None
     """Whose turn it is among its calls of `orm.run` that need no thread."""
     label: str
+    parent: Scope | None = None
+    """The scope around, if any."""
     _on_release: Callable[[], None] | None = None
     _token: contextvars.Token[Frames | None] | None = None
 
@@ -103,9 +109,11 @@ class Scope(Frames):
         """
         self.states = states
         self.label = label
-        self.parent: Scope | None = parent
+        self.parent = parent
         self.owner = owner
         self.frames = {}
+        self.touched = self.started = self.idles = self.ended = False
+        self.served = ()
         if running_loop() is None and not in_greenlet():
             self.thread = native_thread()
         if owner is None:
@@ -142,8 +150,16 @@ class Scope(Frames):
                 frame = self.parent.find(state)
         return frame
 
+    def touch(self) -> None:
+        """Note that something is asked of it for the first time; on any thread, and if on several, more than once."""
+        self.touched = True
+        if self.owner is not None:
+            self.owner.live.add(self)
+
     def _make_frame(self, state: State) -> Frame:
         """Make the frame of one of its databases, or return the one that another thread made meanwhile."""
+        if not self.touched:
+            self.touch()
         frame = state.new_frame(self.label)
         frame.on_release = self._on_release
         if self.atomic and state in self.atomic:
@@ -151,17 +167,14 @@ class Scope(Frames):
         frame = self.frames.setdefault(state, frame)
         if self.ended:  # looked at for the first time by somebody who outlived it
             frame.finish()
+            if self.owner is not None:
+                self.owner.live.discard(self)
         return frame
 
     @property
     def own_frames(self) -> Iterable[Frame]:
         """The frames of its databases that were used so far."""
         return self.frames.values()
-
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing was asked of it yet, so that nothing is to be committed or given back."""
-        return not self.frames and not self.atomic
 
     @property
     def connected(self) -> bool:
@@ -201,6 +214,8 @@ class Scope(Frames):
             scope = next(scope for scope in self.chain if state in scope.states)
             if scope.atomic and state in scope.atomic:
                 continue
+            if not scope.touched:
+                scope.touch()
             scope.atomic = {**(scope.atomic or {}), state: self if by is None else by}
             frame = scope.frames.get(state)
             if frame is not None:

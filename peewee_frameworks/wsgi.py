@@ -106,7 +106,7 @@ class ScopeMiddleware:
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             # What a COMMIT raises goes to the application: nothing has been sent yet.
-            if work.frames or work.atomic:
+            if work.touched:
                 runtime.complete(work, int(status[:3]))
             work.started = True
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
@@ -158,7 +158,9 @@ class _Work(Scope):
         self.states = states
         self.parent = parent
         self.owner = runtime
+        self.served = ()
         self.frames = {}
+        self.touched = self.started = self.idles = self.ended = False
 
     @property
     def label(self) -> str:  # type: ignore[override]

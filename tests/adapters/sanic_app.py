@@ -352,7 +352,7 @@ def make_app(name: str = "sanic_test") -> Sanic:
 
     @app.get("/_stats")
     async def stats(request):
-        live = [scope.label for scope in orm.runtime.live if not scope.label.endswith("/_stats")]
+        live = [scope.label for scope in orm.runtime.in_flight() if not scope.label.endswith("/_stats")]
         return json({"pid": os.getpid(), "in_use": len(database._in_use), "live": live, "shared": database.shared})
 
     app.blueprint(orm.blueprint("db", url_prefix="/db")) if name.endswith("_bp") else orm.init_app(app)

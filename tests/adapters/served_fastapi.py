@@ -118,7 +118,7 @@ def make_app() -> FastAPI:
             "in_use": len(database._in_use),
             "peak": held.peak,
             "violations": held.violations,
-            "live": [scope.label for scope in orm.runtime.live if "_stats" not in scope.label],
+            "live": [scope.label for scope in orm.runtime.in_flight() if "_stats" not in scope.label],
         }
 
     @app.get("/sync/{text}")

@@ -29,7 +29,7 @@ def make_app() -> Flask:
     def stats() -> Any:
         rows = work.Item.select().count()
         work.db.close()
-        return work.stats() | {"live": len(orm.runtime.live), "rows": rows}
+        return work.stats() | {"live": len(orm.runtime.in_flight()), "rows": rows}
 
     @app.get("/_ready")
     def ready() -> str:

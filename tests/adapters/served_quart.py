@@ -36,7 +36,7 @@ def make_app() -> PeeweeMiddleware:
 
     @app.get("/_stats")
     async def stats() -> Any:
-        live = [scope.label for scope in wrapped.runtime.live if "_stats" not in scope.label]
+        live = [scope.label for scope in wrapped.runtime.in_flight() if "_stats" not in scope.label]
         return {"in_use": len(database._in_use), "live": live, "told": told}
 
     @app.get("/ask/<text>")

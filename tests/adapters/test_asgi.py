@@ -171,7 +171,7 @@ async def test_a_cancelled_request_gives_its_connection_back(database):
     with pytest.raises(asyncio.CancelledError):
         await task
     eventually(lambda: not database._in_use)
-    assert not wrapped.runtime.live
+    assert not wrapped.runtime.in_flight()
 
 
 class Watched(Runtime):
@@ -329,7 +329,7 @@ async def test_an_application_that_fails_to_start_stops_the_databases(sqlite):
     await wrapped({"type": "lifespan"}, incoming.get, outgoing.put)
     assert outgoing.get_nowait() == {"type": "lifespan.startup.failed", "message": "asked for"}
     assert not sqlite._connections
-    assert not wrapped.runtime.live
+    assert not wrapped.runtime.in_flight()
 
 
 async def test_a_lifespan_that_is_cancelled_stops_the_databases(sqlite):
@@ -350,7 +350,7 @@ async def test_a_lifespan_that_is_cancelled_stops_the_databases(sqlite):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not sqlite._connections
-    assert not wrapped.runtime.live
+    assert not wrapped.runtime.in_flight()
 
 
 async def test_a_wrong_option_is_refused_where_the_application_is_wrapped(sqlite):

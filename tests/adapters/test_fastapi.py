@@ -60,7 +60,7 @@ class Shop:
 
     def everything_is_back(self) -> bool:
         eventually(lambda: not self.database._in_use, message="a connection is still in use")
-        assert not self.orm.runtime.live
+        assert not self.orm.runtime.in_flight()
         return True
 
 

@@ -94,7 +94,7 @@ def test_one_peewee_serves_several_applications(db):
     for _ in range(2):
         app = make_app(orm)
         assert app.test_client().get("/").text == "1"
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_applications_of_one_peewee_have_the_same_settings(db):
@@ -168,7 +168,7 @@ def test_a_response_that_the_test_client_does_not_close_holds_nothing(db):
     assert not db._in_use
     del response
     client.get("/").close()
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_eager_requests_have_a_connection_before_every_hook(make_place):
@@ -299,7 +299,7 @@ def test_a_teardown_of_others_that_queries_and_raises_leaves_nothing(db):
         app.test_client().get("/")
     with pytest.raises(RuntimeError, match="asked for"), app.app_context():
         one(db)
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
     assert current_scope() is None
 
 
@@ -340,7 +340,7 @@ def test_a_stream_that_idles_holds_no_connection(db, with_context):
         for _ in range(3):
             assert next(iter(iterator)) in (b"1", "1")
             assert not db._in_use
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_a_stream_dropped_inside_a_transaction_is_rolled_back(db, models):
@@ -585,7 +585,7 @@ def test_a_command_has_a_scope_and_gives_back(db):
 
     result = app.test_cli_runner().invoke(args=["count"])
     assert result.output == "1 the application context of 'shop'\n"
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_a_command_that_fails_in_a_transaction_leaves_nothing(db, models):
@@ -687,7 +687,7 @@ def test_a_client_that_keeps_the_context_keeps_a_scope(db):
             assert one(db) == "1"
             assert current_scope().label == "the application context of 'shop'"
     assert current_scope() is None
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_a_thread_with_a_copied_context_has_a_scope_of_its_own(db):
@@ -710,7 +710,7 @@ def test_a_thread_with_a_copied_context_has_a_scope_of_its_own(db):
 
     assert app.test_client().get("/thread").text == "1"
     assert results == [("1", "/thread", 2, False)]
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_a_query_after_the_end_says_which_context_it_was(db):
@@ -747,7 +747,7 @@ def test_an_async_view_queries_in_the_request(db):
         return f"{first} {one(db)} {len(db._in_use)}"
 
     assert app.test_client().get("/async").text == "['1', '1', '1', '1', '1'] 1 1"
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_an_async_view_waits_for_a_connection_in_orm_run(make_place):

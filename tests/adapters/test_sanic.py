@@ -538,7 +538,7 @@ async def test_one_instance_serves_two_applications(make_database, make_sanic):
     for app in apps:
         (answer,) = await asgi_get(app, "/db/one")
         assert answer.text == "1request GET /db/one"
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 @pytest.mark.anyio
@@ -560,7 +560,7 @@ async def test_two_instances_on_one_application_nest(make_database, make_sanic):
     assert [answer.status_code for answer in answers] == [200, 200, 404]
     assert answers[0].text == "1111"
     assert app.ctx.peewee == orms
-    assert not any(orm.runtime.live for orm in orms)
+    assert not any(orm.runtime.in_flight() for orm in orms)
 
 
 @pytest.mark.anyio
@@ -572,7 +572,7 @@ async def test_an_asgi_middleware_around_shares_its_scope(make_database, make_sa
 
     @app.get("/")
     async def handler(request):
-        seen.append((len(orm.runtime.live), current_scope()))
+        seen.append((len(orm.runtime.in_flight()), current_scope()))
         return text(one(database))
 
     wrapped = PeeweeMiddleware(app, database)
@@ -735,7 +735,7 @@ def test_the_reusable_test_client(make_database, make_sanic):
 
     with reserved_port() as port, ReusableClient(app, port=port) as client:
         assert [client.get("/")[1].text for _ in range(3)] == ["11"] * 3
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_a_thread_that_first_queries_at_its_requests_very_end_leaves_nothing(make_database, make_sanic):

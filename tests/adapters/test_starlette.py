@@ -75,7 +75,7 @@ def in_use(database):
 def everything_is_back(orm, database):
     """Nothing is in use; what a loop hands to another thread may take a moment."""
     eventually(lambda: in_use(database) == 0, message="a connection is still in use")
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
     return True
 
 
@@ -737,9 +737,21 @@ def test_an_unhandled_error_of_a_mounted_application_is_answered_once(make_place
 
 def test_who_looks_for_starlettes_outermost_layer_finds_it(sqlite):
     """As instrumentation does, to put itself inside of it."""
-    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("ok"))])
-    Peewee(sqlite).init_app(app)
-    assert isinstance(app.build_middleware_stack(), ServerErrorMiddleware)
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse(value(sqlite)))])
+    orm = Peewee(sqlite)
+    orm.init_app(app)
+    outermost = app.middleware_stack = app.build_middleware_stack()
+    assert isinstance(outermost, ServerErrorMiddleware)
+    inner, seen = outermost.app, []
+
+    async def instrumented(scope, receive, send):
+        seen.append((scope["path"], current_scope() is not None))
+        await inner(scope, receive, send)
+
+    outermost.app = instrumented
+    assert TestClient(app).get("/").text == "1"
+    assert seen == [("/", True)]
+    everything_is_back(orm, sqlite)
 
 
 @pytest.mark.parametrize("mounted", [False, True])

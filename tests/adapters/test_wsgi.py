@@ -78,7 +78,7 @@ def test_a_finished_body_is_handed_on_and_the_request_is_over(db):
 
     orm = PeeweeMiddleware(app, db)
     assert Call(orm, "/x").body is body
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
     assert current_scope() is None
 
 
@@ -86,7 +86,7 @@ def test_a_file_is_handed_on_for_the_server_to_send(db):
     file = FileWrapper(io.BytesIO(b"x"))
     orm = PeeweeMiddleware(lambda environ, start_response: answer(start_response, file), db)
     assert Call(orm, **{"wsgi.file_wrapper": FileWrapper}).body is file
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_each_part_of_a_stream_is_made_in_the_scope_and_sent_outside_it(db):
@@ -110,7 +110,7 @@ def test_each_part_of_a_stream_is_made_in_the_scope_and_sent_outside_it(db):
     call.read()
     assert len(set(scopes)) == 1
     assert scopes[0].ended
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_an_application_that_is_a_generator_starts_its_response_late(db):
@@ -122,7 +122,7 @@ def test_an_application_that_is_a_generator_starts_its_response_late(db):
 
     orm = PeeweeMiddleware(app, db, connect="eager")
     assert Call(orm).read() == b"11"
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_a_stream_inside_a_block_keeps_its_connection(db):
@@ -159,7 +159,7 @@ def test_an_application_that_raises_ends_its_request(db):
     orm = PeeweeMiddleware(app, db)
     with pytest.raises(RuntimeError, match="asked for"):
         Call(orm)
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
     assert current_scope() is None
 
 
@@ -186,7 +186,7 @@ def test_a_body_that_cannot_be_iterated_ends_its_request(db, kind):
     assert closed == ([] if kind == "no body" else [b"1"])
     assert current_scope() is None
     assert not db._in_use
-    assert not wrapped.runtime.live
+    assert not wrapped.runtime.in_flight()
 
 
 def test_a_list_with_an_iteration_of_its_own_is_made_in_the_scope(db):
@@ -212,7 +212,7 @@ def test_a_body_whose_close_raises_ends_its_request(db):
     orm = PeeweeMiddleware(lambda environ, start_response: answer(start_response, Body()), db)
     with pytest.raises(RuntimeError, match="asked for"):
         Call(orm).read()
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 @pytest.mark.parametrize("release", ["response_start", "request_end"])
@@ -227,7 +227,7 @@ def test_a_body_that_nobody_closes_is_ended_by_the_next_request(db, release):
     Call(orm)
     gc.collect()  # `Call` is in a cycle with its body
     Call(orm).read()
-    assert not orm.runtime.live
+    assert not orm.runtime.in_flight()
 
 
 def test_a_scope_around_lends_the_pools_only_connection(make_place):
@@ -339,7 +339,7 @@ def test_databases_that_the_outer_application_lacks_are_added(db, make_place):
 
     outer = PeeweeMiddleware(PeeweeMiddleware(app, other, connect="eager"), db, connect="eager")
     assert Call(outer).read() == b"1 1"
-    assert not outer.runtime.live
+    assert not outer.runtime.in_flight()
     other.close_all()
 
 

@@ -74,10 +74,10 @@ def test_frames_are_made_for_the_databases_that_are_used(make_sqlite, enter):
     """A request that uses one of two databases has one frame, and none before it asks."""
     one, two = make_sqlite("one"), make_sqlite("two")
     scope = enter(one, two)
-    assert scope.untouched
+    assert not scope.touched
     assert list(scope.own_frames) == []
     one.connection()
-    assert not scope.untouched
+    assert scope.touched
     assert [frame.state.database for frame in scope.own_frames] == [one]
     assert scope.connected
     assert two.is_closed()

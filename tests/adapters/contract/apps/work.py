@@ -285,7 +285,7 @@ class World:
             "peak": max(one["peak"] for one in each),
             "users": [user for one in each for user in one["users"]],
             "violations": [*(text for one in each for text in one["violations"]), *self.judge.guilty],
-            "live": sorted(scope.label for orm in self.orms for scope in list(orm.runtime.live)),
+            "live": sorted(scope.label for orm in self.orms for scope in orm.runtime.in_flight()),
         }
 
     def forget_violations(self) -> None:
