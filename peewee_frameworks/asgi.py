@@ -231,15 +231,14 @@ class RequestMiddleware:
             scope[SCOPE_KEY] = outer
 
     async def _serve_in(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        serves = self.runtime not in work.served  # else it does so further out
-        if serves:
-            work.served += self._served
-            if self._tells_times:
-                send = _with_times(work, send)
+        if self.runtime in work.served:  # further out
+            await self._pass_on(work, scope, receive, send)
+            return
+        work.served += self._served
+        if self._tells_times:
+            send = _with_times(work, send)
         try:
-            if not serves:
-                await self.app(scope, receive, send)
-            elif scope["type"] == "websocket":
+            if scope["type"] == "websocket":
                 await self._websocket(work, scope, receive, send)
             else:
                 if self.runtime.has_policy:
@@ -248,6 +247,10 @@ class RequestMiddleware:
         except (Exception, asyncio.CancelledError) as error:
             if not await self._answers(error, work, scope, receive, send):
                 raise
+
+    async def _pass_on(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        del work
+        await self.app(scope, receive, send)
 
     async def _answers(
         self, error: BaseException, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send

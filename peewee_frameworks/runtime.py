@@ -272,7 +272,9 @@ class Runtime:
         """
         scopes = [each for each in gc.get_objects() if issubclass(type(each), Scope)]
         # Without an attribute: another thread is making it.
-        return [scope for scope in scopes if getattr(scope, "owner", None) is self and not getattr(scope, "ended", True)]
+        return [
+            scope for scope in scopes if getattr(scope, "owner", None) is self and not getattr(scope, "ended", True)
+        ]
 
     def find(self, scope: Scope | None) -> Scope | None:
         """Return the scope that serves our databases, among this one and those around it: ours, or another adapter's.
@@ -515,6 +517,9 @@ class Runtime:
                 ", ".join(sorted(scope.label for scope in list(self.live))[:10]),
                 extra={"requests": len(self.live)},
             )
+            self.live.difference_update(
+                [scope for scope in self.live if not scope.touched]
+            )  # they do not leave by themselves
         if self._runner is not None:
             self._runner.close()
             self._runner = None

@@ -229,6 +229,11 @@ class _Scoped:
 
     __slots__ = ()
 
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        # An ASGI server's: there may be a scope around.
+        _installed(self).alone = None  # type: ignore[arg-type]
+        await super().__call__(scope, receive, send)  # type: ignore[misc]
+
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         # Sanic answers a malformed head, a timeout and a disconnect from outside `handle_request`.
         part = None if _part(request) is not None else _begin(request)
@@ -273,18 +278,9 @@ def _handle_request(base: Any, installed: _Installed) -> Any:
     return handle_request
 
 
-def _call_by_asgi(base: Any, installed: _Installed) -> Any:
-    async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
-        installed.alone = None  # there may be a scope around
-        await base.__call__(self, scope, receive, send)
-
-    return call
-
-
 def _scoped_class(cls: Any, installed: _Installed) -> Any:
     same = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     same["handle_request"] = _handle_request(cls, installed)
-    same["__call__"] = _call_by_asgi(cls, installed)
     # `app.run` sends this method, bound to the class, to the workers that it spawns: bound to one that they can import.
     same["get_app"] = cls.get_app
     return type(cls)(cls.__name__, (_Scoped, cls), same)

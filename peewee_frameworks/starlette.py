@@ -159,10 +159,10 @@ class Peewee(Extension):
         return names
 
     def _around(self, stack: ASGIApp, serve: Callable[[ASGIApp], RequestMiddleware]) -> ASGIApp:
-        """Put our layer into a middleware stack, inside of what answers errors that nobody handles.
+        """Put our layer into a middleware stack, where a COMMIT that fails reaches the application's handler for 500.
 
-        Inside, because a COMMIT that fails must reach the application's handler for 500. If it has one, it runs in the scope
-        too, so the scope is opened around it.
+        In the place of what calls that, or, if another instance has that place, inside of it: then, for this handler may query,
+        the scope is opened around it.
         """
         layer: Any = stack
         while layer is not None and not isinstance(layer, ServerErrorMiddleware):
@@ -211,18 +211,24 @@ class _Outermost(RequestMiddleware, ServerErrorMiddleware):
         except Exception as failed:  # a COMMIT's
             await self._answer_unhandled(failed, work, scope, receive, send)
             raise
-        # A COMMIT of an application around is answered there.
-        if isinstance(error, Exception) and not isinstance(error, CommitFailed):
+        if isinstance(error, Exception):
+            if self.handler is None:  # so that nobody will query
+                await complete(work, error, self.runtime)
+                self.runtime.release_early(work)
             await self._answer_unhandled(error, work, scope, receive, send)
         return False
 
+    async def _pass_on(self, work: Work, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            await self._answer_unhandled(error, work, scope, receive, send)
+            raise
+
     async def _answer_unhandled(self, error: Exception, work: Work, scope: Scope, receive: Receive, send: Send) -> None:
         """Do what Starlette does with an error that nobody has handled, but raise it."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or isinstance(error, CommitFailed):  # the latter is for an application around
             return
-        if self.handler is None:  # nobody will query
-            await complete(work, error, self.runtime)
-            self.runtime.release_early(work)
         started = work.started
         answering = ServerErrorMiddleware(_failing(error, started), self.handler, self.debug)
         try:

@@ -60,6 +60,7 @@ def make_app(name: str = "sanic_test") -> Sanic:
     app = Sanic(name)
     app.config.FALLBACK_ERROR_FORMAT = "json"
     released: dict[str, asyncio.Event] = {}
+    idling: list[str] = []
     outcomes: dict[str, asyncio.Future[str]] = {}
 
     class Row(peewee.Model):
@@ -239,6 +240,20 @@ def make_app(name: str = "sanic_test") -> Sanic:
             else:
                 await asyncio.Event().wait()
 
+    @app.get("/first/<how>/<rid>")
+    async def first(request, how, rid):
+        """Query for the first time on a thread before the response begins, or anywhere when it has begun; then idle."""
+        if how == "before":
+            await asyncio.to_thread(value, rid)
+        response = await request.respond(content_type="text/plain")
+        await response.send(rid)
+        if how == "run":
+            await orm.run(value, rid)
+        elif how != "before":
+            await response.send(await asyncio.to_thread(value, rid) if how == "thread" else value(rid))
+        idling.append(rid)
+        await asyncio.Event().wait()
+
     @app.get("/old-stream/<rid>")
     async def old_stream(request, rid):
         async def parts(response):
@@ -353,7 +368,8 @@ def make_app(name: str = "sanic_test") -> Sanic:
     @app.get("/_stats")
     async def stats(request):
         live = [scope.label for scope in orm.runtime.in_flight() if not scope.label.endswith("/_stats")]
-        return json({"pid": os.getpid(), "in_use": len(database._in_use), "live": live, "shared": database.shared})
+        found = {"in_use": len(database._in_use), "live": live, "shared": database.shared, "idling": idling}
+        return json({"pid": os.getpid(), **found})
 
     app.blueprint(orm.blueprint("db", url_prefix="/db")) if name.endswith("_bp") else orm.init_app(app)
     return app

@@ -353,6 +353,53 @@ async def test_a_lifespan_that_is_cancelled_stops_the_databases(sqlite):
     assert not wrapped.runtime.in_flight()
 
 
+async def test_the_end_of_an_application_waits_for_a_request_that_has_asked_for_nothing_yet(sqlite):
+    """It may do so while it ends: a server that waits no longer cancels it before it ends the lifespan."""
+    begun, found = asyncio.Event(), []
+
+    async def app(scope, receive, send):
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            found.append(value(sqlite))
+
+    wrapped = PeeweeMiddleware(app, sqlite, close_timeout=30)
+    await wrapped.runtime.start_async()
+    request = asyncio.create_task(wrapped({"type": "http", "method": "GET", "path": "/"}, None, None))
+    await begun.wait()
+    request.cancel()
+    await wrapped.runtime.stop_async()
+    assert found == ["1"]
+    assert not sqlite._connections
+    with pytest.raises(asyncio.CancelledError):
+        await request
+
+
+@pytest.mark.parametrize("queries", [True, False])
+async def test_what_is_still_running_at_the_end_is_told_of(queries, sqlite, caplog):
+    begun = asyncio.Event()
+
+    async def app(scope, receive, send):
+        if queries:
+            value(sqlite)
+        begun.set()
+        await asyncio.Event().wait()
+
+    wrapped = PeeweeMiddleware(app, sqlite, close_timeout=0.01)
+    await wrapped.runtime.start_async()
+    request = asyncio.create_task(wrapped({"type": "http", "method": "GET", "path": "/hangs"}, None, None))
+    await begun.wait()
+    await wrapped.runtime.stop_async()
+    assert "1 units of work were still running when the application stopped: request GET /hangs" in caplog.text
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert not wrapped.runtime.in_flight()
+    assert not wrapped.runtime.live
+
+
 async def test_a_wrong_option_is_refused_where_the_application_is_wrapped(sqlite):
     """Not at the first request."""
     with pytest.raises(ConfigurationError, match=r"Unknown option transactoin\. Did you mean transaction\?"):

@@ -235,6 +235,20 @@ def test_an_idle_stream_holds_no_connection(server, rid):
         client.drop()
 
 
+@pytest.mark.parametrize("how", ["before", "inline", "thread", "run"])
+def test_an_idle_stream_holds_no_connection_wherever_it_has_queried_first(server, rid, how):
+    """Nothing stands in the way of its response before that."""
+    clients = [server.client() for _ in range(10)]
+    for client in clients:
+        client.send(Request(f"/first/{how}/{rid}"))
+        assert client.read_head().status == 200
+        assert client.read_body(len(rid)) == rid.encode()
+    eventually(lambda: stats(server)["idling"].count(rid) == 10, message="they have queried")
+    eventually(lambda: not stats(server)["in_use"], message="an idle stream holds a connection")
+    for client in clients:
+        client.drop()
+
+
 def test_a_stream_that_fails_after_its_first_byte(server, rid):
     with server.client() as client:
         client.send(Request(f"/stream/raise/{rid}"))

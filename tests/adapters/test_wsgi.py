@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -80,6 +82,29 @@ def test_a_finished_body_is_handed_on_and_the_request_is_over(db):
     assert Call(orm, "/x").body is body
     assert not orm.runtime.in_flight()
     assert current_scope() is None
+
+
+def test_the_end_of_an_application_waits_for_requests_that_have_asked_for_nothing_yet(db):
+    """… in other threads."""
+    begun, go = threading.Barrier(4), threading.Event()
+
+    def app(environ, start_response):
+        begun.wait(10)
+        go.wait(10)
+        return answer(start_response, [one(db)])
+
+    orm = PeeweeMiddleware(app, db, close_timeout=30)
+    orm.runtime.start()
+    with ThreadPoolExecutor(4) as threads:
+        requests = [threads.submit(lambda: Call(orm).read()) for _ in range(3)]
+        begun.wait(10)
+        stop = threads.submit(orm.runtime.stop)
+        eventually(lambda: len(orm.runtime.live) == 3, message="it waits for them")
+        assert not stop.done()
+        go.set()
+        assert [request.result(10) for request in requests] == [b"1"] * 3
+        stop.result(10)
+    assert not db._connections
 
 
 def test_a_file_is_handed_on_for_the_server_to_send(db):
