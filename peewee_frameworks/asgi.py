@@ -182,6 +182,7 @@ class RequestMiddleware:
         runtime = self.runtime
         if (
             runtime.has_policy
+            or (states := runtime.installed) is None
             or scope["type"] != self._plain
             or scope.setdefault(SCOPE_KEY, work := _Work()) is not work
         ):
@@ -189,7 +190,7 @@ class RequestMiddleware:
             return
         # What `_serve` does, without the calls of `_open` and `Runtime.end`: most requests query nothing, and pay for each.
         work.asgi = scope
-        work.states = runtime.installed or runtime.states
+        work.states = states
         work.owner = runtime
         work.served = self._served
         work.frames = {}

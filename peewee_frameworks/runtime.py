@@ -11,6 +11,7 @@ import functools
 import gc
 import logging
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +46,10 @@ MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # where the worker processes of an ap
 
 # Among the names of a request: it is for the health endpoints, which want no connection and no transaction.
 HEALTH = "peewee_frameworks.health"
+
+
+# What `sys.getrefcount` says of an object that one attribute refers to: that, and its own argument.
+_UNSHARED = 2
 
 
 class ErrorStatus(Exception):  # never shown: it tells the transaction why
@@ -93,10 +98,11 @@ class Runtime:
         self._keywords: dict[str, Any] = {"database": database, **options}
         self.databases: dict[str, Any] = {}
         self.options = Options()
-        # The units of work that have asked for something; while the last application stops, all of them.
+        # The units of work in flight, but for plain requests that have asked for nothing yet; see `in_flight`.
         self.live: set[Scope] = set()
         self._states: list[State] = []
-        # What `states` gives, without its call; None as long as a proxy among the databases is not initialised.
+        # What `states` gives, without its call; None as long as a proxy among the databases is not initialised. A list of its
+        # own: see `in_flight`.
         self.installed: list[State] | None = None
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
@@ -184,7 +190,7 @@ class Runtime:
     def _install(self, states: list[State]) -> None:
         self._states = states
         self._observe(states)
-        self.installed = states if len(states) == len(self.databases) else None
+        self.installed = [*states] if len(states) == len(self.databases) else None
         self.has_policy = self._find_policy()
 
     def _observe(self, states: list[State]) -> None:
@@ -246,6 +252,7 @@ class Runtime:
         Where a call would be felt, adapters do what this does, and `end`, themselves: a request that queries nothing shall
         cost next to nothing.
         """
+        self.live.add(scope)
         scope._token = current_frames.set(scope)
 
     def end(self, scope: Scope) -> None:
@@ -253,10 +260,9 @@ class Runtime:
         scope.ended = True
         if scope.touched:  # else there is nothing to finish
             scope.finish()
-        if scope.touched or self.drained is not None:
-            self.live.discard(scope)
-            if self.drained is not None and not self.live:
-                self.drained()
+        self.live.discard(scope)
+        if self.drained is not None and not self.live:
+            self.drained()
         token = scope._token
         if token is not None:  # what `exit` does, without its call
             scope._token = None
@@ -266,10 +272,11 @@ class Runtime:
                 return
 
     def in_flight(self) -> list[Scope]:
-        """Return the units of work that have not ended, those too that have asked for nothing yet.
-
-        They are in no list of ours, for to keep one costs each request; so this goes through all objects of the process.
-        """
+        """Return the units of work that have not ended."""
+        # A plain request that has asked for nothing yet is in no list, for to keep one costs each of them a tenth of what it
+        # pays. But it holds `installed`, which else this object alone does; then the garbage collector knows it.
+        if self.installed is None or sys.getrefcount(self.installed) == _UNSHARED:
+            return [*self.live]
         scopes = [each for each in gc.get_objects() if issubclass(type(each), Scope)]
         # Without an attribute: another thread is making it.
         return [

@@ -248,7 +248,7 @@ def _handle_request(base: Any, installed: _Installed) -> Any:
 
     async def handle_request(self: Any, request: Request) -> None:
         runtime = installed.alone
-        if runtime is None:
+        if runtime is None or (states := runtime.installed) is None:
             outermost: _Part | None = _begin(request)
             try:
                 await base.handle_request(self, request)
@@ -259,7 +259,7 @@ def _handle_request(base: Any, installed: _Installed) -> Any:
         # does, `_Part.touch` does the rest.
         part = _Part()
         part.request = request
-        part.states = runtime.installed or runtime.states
+        part.states = states
         part.owner = runtime
         part.frames = {}
         part.touched = part.started = part.idles = part.ended = False
@@ -412,7 +412,6 @@ def _begin(request: Request) -> _Part | None:
                 inner.request, inner.owner = request, runtime
                 inner.touched, inner.started, inner.idles, inner.ended = True, False, False, False
                 inner.states, inner.parent, inner.frames = runtime.states_beside(outer), outer, {}
-                runtime.live.add(inner)
                 runtime.enter(inner)
                 outer = part = inner
     except BaseException:
