@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import peewee
 
 from .errors import GeventNotPatched
+from .names import display_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -203,7 +204,7 @@ def check(database: Any, *, strict: bool = False, repair: bool = False) -> list[
         database = database.obj
     fatal = [finding for finding in findings if strict or finding.level in ("deadlock", "unsafe")]
     if fatal:
-        raise _refusal(_name(database), " ".join(finding.text for finding in fatal))
+        raise _refusal(display_name(database), " ".join(finding.text for finding in fatal))
     codes = {finding.code for finding in findings}
     if "database-before-patch" in codes:
         _renew_locks(database)
@@ -235,7 +236,7 @@ _warned: set[tuple[str, str]] = set()
 
 
 def _warn_once(database: Any, finding: Finding) -> None:
-    name = _name(database)
+    name = display_name(database)
     if (name, finding.code) not in _warned:
         _warned.add((name, finding.code))
         level = logging.INFO if finding.level == "note" else logging.WARNING
@@ -389,12 +390,6 @@ def _psycopg2_yields() -> bool:
 
 def _is_ours(database: Any) -> bool:
     return getattr(database, "pool", None) is not None
-
-
-def _name(database: Any) -> str:
-    from .state import display_name  # noqa: PLC0415 - state.py builds on this module
-
-    return display_name(database)
 
 
 def _pool_lock(database: Any) -> Any:

@@ -11,10 +11,11 @@ from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from .background import background
 from .errors import ConfigurationError, DatabaseUnavailable
+from .names import display_name
 from .redact import redact
 from .schema import create_tables
 from .scope import connection_scope
-from .state import display_name, unwrap
+from .state import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,15 +24,17 @@ from .errors import ConfigurationError
 from .frame import current_frames
 from .guarded import GuardedProxy
 from .lifecycle import Lifecycle
+from .names import display_name
 from .queries import count_queries
 from .run import Queue, Runner, refuse_coroutines
 from .scope import Scope, current_scope
-from .state import State, display_name, install, unwrap
+from .state import install, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from .leaks import LeakWatch
+    from .state import State
 
 logger = logging.getLogger("peewee_frameworks.app")
 

@@ -19,7 +19,7 @@ import peewee
 from .background import background
 from .errors import ConcurrentUse, ConfigurationError
 from .frame import Frames, current_frames, in_greenlet, native_thread, running_loop
-from .state import State, install
+from .state import install
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .frame import Frame
+    from .state import State
 
 logger = logging.getLogger("peewee_frameworks.scope")
 

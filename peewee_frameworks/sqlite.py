@@ -1,98 +1,74 @@
-"""sqlite3 connections that several threads may use.
-
-SQLite serialises its own calls, but Python's module does more around them, with the GIL let go in between. A fetch that comes
-to the end of a result resets the statement afterwards; since Python 3.12 another thread may have taken that statement from the
-connection's cache meanwhile, and loses its rows. And an error is named by asking the connection for its latest error, which may
-be another thread's by then. A frame's guard keeps two statements apart, but rows are fetched outside it.
-
-`state.py` asks for this on Python 3.12 and later. On 3.11 no rows are lost, and only the name of an error can be wrong; each
-fetch would pay for that.
-"""
+"""SQLite, whose connections a driver may bind to one thread, and whose in-memory databases are one connection's each."""
 
 from __future__ import annotations
 
-import sqlite3
-from _thread import RLock
+import sys
 from typing import Any
 
 import peewee
-from playhouse.pool import PooledDatabase
+from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
-__all__ = ["share_connections"]
-
-_Cursor: Any = sqlite3.Cursor
-_Connection: Any = sqlite3.Connection
+from .errors import ConfigurationError
+from .names import display_name
 
 
-class SharedCursor(_Cursor):
-    """A cursor whose calls into SQLite, and what sqlite3 does around them, are one step for all threads."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self, connection: SharedConnection) -> None:
-        super().__init__(connection)
-        self._lock = connection._lock
-
-    def execute(self, *args: Any) -> Any:
-        """See `sqlite3.Cursor.execute`."""
-        with self._lock:
-            return super().execute(*args)
-
-    def executemany(self, *args: Any) -> Any:
-        """See `sqlite3.Cursor.executemany`."""
-        with self._lock:
-            return super().executemany(*args)
-
-    def executescript(self, *args: Any) -> Any:
-        """See `sqlite3.Cursor.executescript`."""
-        with self._lock:
-            return super().executescript(*args)
-
-    def fetchone(self) -> Any:
-        """See `sqlite3.Cursor.fetchone`."""
-        with self._lock:
-            return super().fetchone()
-
-    def fetchmany(self, *args: Any, **kwargs: Any) -> Any:
-        """See `sqlite3.Cursor.fetchmany`."""
-        with self._lock:
-            return super().fetchmany(*args, **kwargs)
-
-    def fetchall(self) -> Any:
-        """See `sqlite3.Cursor.fetchall`."""
-        with self._lock:
-            return super().fetchall()
-
-    def __next__(self) -> Any:
-        with self._lock:
-            return super().__next__()
+def is_in_memory(database: Any) -> bool:
+    """Return whether each connection to the SQLite database would be a database of its own."""
+    if not isinstance(database, peewee.SqliteDatabase) or database.deferred:
+        return False
+    name = str(database.database)
+    private = name == ":memory:" or name.startswith("file::memory:") or "mode=memory" in name
+    return private and "cache=shared" not in name
 
 
-class SharedConnection(_Connection):
-    """A connection that makes such cursors."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._lock = RLock()  # native under gevent too: greenlets of one thread never wait for each other here
-
-    def cursor(self, factory: Any = SharedCursor) -> Any:
-        """See `sqlite3.Connection.cursor`."""
-        return super().cursor(factory)
+def is_other_sqlite(database: Any) -> bool:
+    """Return whether it has a driver of its own, which binds no connection to a thread."""
+    return any(cls.__module__ in ("playhouse.apsw_ext", "playhouse.cysqlite_ext") for cls in type(database).__mro__)
 
 
-def share_connections(database: Any) -> None:
-    """Have a Peewee database open such connections, where it connects by sqlite3 and has no connection class of its own."""
-    if _connects_by_sqlite3(type(database)):
-        database.connect_params.setdefault("factory", SharedConnection)
+def prepare_sqlite(database: Any, *, in_block: bool) -> None:
+    """Make the connections usable from any thread: a request's connection follows it, one user at a time.
 
+    Args:
+        database: the database.
+        in_block: whether the calling thread is in a ``with database`` block.
 
-def _connects_by_sqlite3(cls: Any) -> bool:
-    """Return whether a database class ends up in Peewee's own connect: a class with another driver calls no ``_connect``."""
-    for base in cls.__mro__:
-        if base is peewee.SqliteDatabase:
-            return True
-        own = base.__dict__.get("_connect")
-        pool = issubclass(base, PooledDatabase) and not issubclass(base, peewee.Database)  # our pool's asks its pool
-        if own is not None and not pool and "_connect" not in own.__code__.co_names:
-            return False
-    return False
+    Raises: `ConfigurationError` where that cannot be.
+    """
+    name = display_name(database)
+    if is_in_memory(database) and getattr(database, "_max_connections", None) != 1:
+        raise ConfigurationError(
+            f"{name}: each connection to an in-memory SQLite database is a database of its own, so each request would see "
+            "an empty one. Use a file, or a pooled database with max_connections=1."
+        )
+    if is_other_sqlite(database):
+        return  # these drivers do not bind a connection to a thread
+    # Not pysqlite3's, which Peewee prefers where there is one.
+    if sys.version_info >= (3, 12) and vars(peewee)["sqlite3"].__name__ == "sqlite3":
+        from .shared_sqlite import share_connections  # noqa: PLC0415 - there are Pythons without sqlite3
+
+        share_connections(database)
+    if database.connect_params.get("check_same_thread"):
+        raise ConfigurationError(
+            f"{name}: check_same_thread=True binds a connection to one thread, but a request may go on in another. "
+            "Remove it; the scope itself refuses two users at once."
+        )
+    if "check_same_thread" in database.connect_params:
+        return
+    pooled = isinstance(database, PlayhousePooledDatabase)
+    in_use = not database.is_closed()
+    if in_use and (in_block or database.in_transaction()):
+        raise ConfigurationError(
+            f"{name}: a block is open on a connection that is bound to this thread. Set the database up before it is first "
+            "used, or create it with check_same_thread=False."
+        )
+    if is_in_memory(database) and (in_use or database._connections):
+        raise ConfigurationError(
+            f"{name}: its one connection was opened bound to this thread, and to open another would lose the data. Set the "
+            "database up before it is first used, or create it with check_same_thread=False."
+        )
+    if in_use:
+        database.close()
+    if pooled:
+        database.close_idle()  # opened before, so bound to the thread that opened them
+    database.connect_params["check_same_thread"] = False

@@ -41,6 +41,8 @@ from .frame import (
     running_loop,
 )
 from .guarded import Guarded, GuardedPool, GuardedProxy, GuardedUnpooled, statement_methods
+from .names import display_name
+from .sqlite import is_in_memory, is_other_sqlite, prepare_sqlite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,7 +128,7 @@ class State:
         # What gevent had patched when the database was last checked; see `gevent.watch`.
         self.world: Any = None
         # The other SQLite drivers watch over the threads themselves.
-        self.is_sqlite = isinstance(database, peewee.SqliteDatabase) and not _is_other_sqlite(database)
+        self.is_sqlite = isinstance(database, peewee.SqliteDatabase) and not is_other_sqlite(database)
         self.tracks_cursors = self.is_sqlite and not sqlite_tells_cursors()
         # id(owner) -> (the owner, its record). An id can be used again, so the reference decides.
         self._implicit: dict[int, tuple[weakref.ref[Any], Frame]] = {}
@@ -198,7 +200,7 @@ class State:
         Raises: `ConfigurationError` as `install` does.
         """
         if isinstance(self.database, peewee.SqliteDatabase):
-            prepare_sqlite(self.database)
+            prepare_sqlite(self.database, in_block=bool(self.ctx))
 
     def reset(self) -> None:
         """Forget the connection; creates no record."""
@@ -487,10 +489,11 @@ def _install(database: Any) -> State:
         from .aio.guarded import install as install_async  # noqa: PLC0415 - needs greenlet
 
         return install_async(database)
+    previous = database._state
     if isinstance(database, peewee.SqliteDatabase):
-        prepare_sqlite(database)
+        prepare_sqlite(database, in_block=bool(previous.ctx))
     state = State(database)
-    state.adopt(database._state)
+    state.adopt(previous)
     cls: Any = type(database)
     database._lock = _NoLock()
     database._state = state
@@ -527,75 +530,3 @@ def guarded_class(cls: type, guard: type, methods: Callable[[type], dict[str, An
         base = base.__base__  # type: ignore[assignment]
     layout = type("_Layout", (base,), {})
     return type(cls.__name__, (layout, guard, cls), {**same, **(methods(cls) if methods is not None else {})})
-
-
-def is_in_memory(database: Any) -> bool:
-    """Return whether each connection to the SQLite database would be a database of its own."""
-    if not isinstance(database, peewee.SqliteDatabase) or database.deferred:
-        return False
-    name = str(database.database)
-    private = name == ":memory:" or name.startswith("file::memory:") or "mode=memory" in name
-    return private and "cache=shared" not in name
-
-
-def _is_other_sqlite(database: Any) -> bool:
-    return any(cls.__module__ in ("playhouse.apsw_ext", "playhouse.cysqlite_ext") for cls in type(database).__mro__)
-
-
-def prepare_sqlite(database: Any) -> None:
-    """Make the connections usable from any thread: a request's connection follows it, one user at a time.
-
-    Raises: `ConfigurationError` where that cannot be.
-    """
-    name = display_name(database)
-    if is_in_memory(database) and getattr(database, "_max_connections", None) != 1:
-        raise ConfigurationError(
-            f"{name}: each connection to an in-memory SQLite database is a database of its own, so each request would see "
-            "an empty one. Use a file, or a pooled database with max_connections=1."
-        )
-    if _is_other_sqlite(database):
-        return  # these drivers do not bind a connection to a thread
-    if (
-        sys.version_info >= (3, 12) and vars(peewee)["sqlite3"].__name__ == "sqlite3"
-    ):  # not pysqlite3, which Peewee prefers
-        from .sqlite import share_connections  # noqa: PLC0415 - there are Pythons without sqlite3
-
-        share_connections(database)
-    if database.connect_params.get("check_same_thread"):
-        raise ConfigurationError(
-            f"{name}: check_same_thread=True binds a connection to one thread, but a request may go on in another. "
-            "Remove it; the scope itself refuses two users at once."
-        )
-    if "check_same_thread" in database.connect_params:
-        return
-    pooled = isinstance(database, PlayhousePooledDatabase)
-    in_use = not database.is_closed()
-    if in_use and (database._state.ctx or database.in_transaction()):
-        raise ConfigurationError(
-            f"{name}: a block is open on a connection that is bound to this thread. Set the database up before it is first "
-            "used, or create it with check_same_thread=False."
-        )
-    if is_in_memory(database) and (in_use or database._connections):
-        raise ConfigurationError(
-            f"{name}: its one connection was opened bound to this thread, and to open another would lose the data. Set the "
-            "database up before it is first used, or create it with check_same_thread=False."
-        )
-    if in_use:
-        database.close()
-    if pooled:
-        database.close_idle()  # opened before, so bound to the thread that opened them
-    database.connect_params["check_same_thread"] = False
-
-
-def display_name(database: Any) -> str:
-    """Name a database in a message: its class and database name, never user or password."""
-    if database is None:
-        return "a database that is gone"
-    name = str(database.database)
-    if isinstance(database, peewee.SqliteDatabase):
-        name = name.partition("?")[0]
-    elif "://" in name:  # a URL; what follows the login is no secret, and without one nobody knows what is
-        name = name.rpartition("@")[2].partition("?")[0] if "@" in name else name.partition("://")[0] + "://…"
-    elif "=" in name:  # libpq's keywords and values, the password perhaps among them
-        name = "…"
-    return f"{type(database).__name__}({name!r})"

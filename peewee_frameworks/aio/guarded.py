@@ -13,8 +13,9 @@ from playhouse.pwasyncio import await_
 from peewee_frameworks.errors import ConfigurationError
 from peewee_frameworks.frame import current_frames, running_loop
 from peewee_frameworks.guarded import Atomic, Guarded, Savepoint, Transaction, _Marked
+from peewee_frameworks.names import display_name
 from peewee_frameworks.run import refuse_coroutines
-from peewee_frameworks.state import change_class, display_name, guarded_class
+from peewee_frameworks.state import change_class, guarded_class
 
 from .bridge import not_in_bridge, under_bridge
 from .frame import LOST, AsyncFrame

@@ -20,12 +20,14 @@ from peewee_frameworks.background import background
 from peewee_frameworks.frame import current_frames, current_lineage
 from peewee_frameworks.run import Runner, refuse_coroutines
 from peewee_frameworks.scope import Scope
-from peewee_frameworks.state import State, install
+from peewee_frameworks.state import install
 
 from .models import AsyncModel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from peewee_frameworks.state import State
 
 _Result = TypeVar("_Result")
 

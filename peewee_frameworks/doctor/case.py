@@ -11,7 +11,7 @@ import peewee
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from peewee_frameworks import gevent
-from peewee_frameworks.state import display_name
+from peewee_frameworks.names import display_name
 
 if TYPE_CHECKING:
     from peewee_frameworks.runtime import Runtime

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import playhouse.pool
 
-from peewee_frameworks.state import is_in_memory
+from peewee_frameworks.sqlite import is_in_memory
 
 from .report import Finding
 

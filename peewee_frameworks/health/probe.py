@@ -26,7 +26,7 @@ from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 from peewee_frameworks.gevent import make_lock
 from peewee_frameworks.pool.drivers import driver_of
 from peewee_frameworks.pool.workers import runtime
-from peewee_frameworks.state import is_in_memory
+from peewee_frameworks.sqlite import is_in_memory
 
 if TYPE_CHECKING:
     from peewee_frameworks.state import State

@@ -13,8 +13,9 @@ from playhouse.pool import PooledSqliteDatabase
 
 from peewee_frameworks import ConfigurationError, DatabaseUnavailable, connection_scope
 from peewee_frameworks.guarded import Guarded, GuardedPool, GuardedProxy
+from peewee_frameworks.names import display_name
 from peewee_frameworks.scope import Scope
-from peewee_frameworks.state import State, display_name, install, unwrap
+from peewee_frameworks.state import State, install, unwrap
 from tests.core.conftest import make_note
 from tests.core.helpers import Gate, in_thread, start
 from tests.support.concurrency import run_threads
@@ -32,7 +33,7 @@ def test_threads_that_install_at_once_agree(tmp_path, monkeypatch):
     """However many install at the same time, the database has one state."""
     both = threading.Barrier(2)
 
-    def prepare(_):
+    def prepare(_, *, in_block):
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(0.3)  # breaks: the second one waits outside, and finds the state there
 
