@@ -113,7 +113,7 @@ class Peewee(starlette.Peewee):
             probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
             options: as `APIRouter` takes them: ``prefix``, ``tags``, ``dependencies``…
 
-        Raises: `ConfigurationError` for a timeout that is not above 0.
+        Raises: `ConfigurationError` for a timeout that is not above 0, or a guard that cannot be called with the request.
         """
         from .health import fastapi as health  # noqa: PLC0415 - for those who mount it
 

@@ -169,7 +169,7 @@ class Peewee(Extension):
             probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
             options: as Flask's `Blueprint` takes them: ``url_prefix``, ``subdomain``…
 
-        Raises: `ConfigurationError` for a timeout that is not above 0.
+        Raises: `ConfigurationError` for a timeout that is not above 0, or a guard that cannot be called with the request.
         """
         from .health import flask as health  # noqa: PLC0415 - for those who mount it
 

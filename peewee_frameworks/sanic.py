@@ -136,7 +136,8 @@ class Peewee(Extension):
             probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
             options: as Sanic's `Blueprint` takes them: ``url_prefix``, ``host``, ``version``…
 
-        Raises: `ConfigurationError` for a timeout that is not above 0, or a guard without the endpoints.
+        Raises: `ConfigurationError` for a timeout that is not above 0, a guard without the endpoints, or one that cannot be
+            called with the request.
         """
         healthy = guard is not None if health is None else health
         if guard is not None and not healthy:

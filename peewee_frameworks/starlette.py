@@ -130,7 +130,7 @@ class Peewee(Extension):
                 nobody.
             probe_timeout: seconds within which a database must answer for ``/ready``; 0.5 by default.
 
-        Raises: `ConfigurationError` for a timeout that is not above 0.
+        Raises: `ConfigurationError` for a timeout that is not above 0, or a guard that cannot be called with the request.
         """
         from .health import starlette as health  # noqa: PLC0415 - for those who mount it
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import functools
+import inspect
 import json
 import os
 import secrets
@@ -63,6 +64,31 @@ _NO_GUARD = (
 def wants_guard(name: str, query: Container[str]) -> bool:
     """Return whether an endpoint says more than one word, so that only those may ask whom the guard lets in."""
     return name not in ("live", "ready") or (name == "ready" and _VERBOSE in query)
+
+
+def check_guard(guard: Any, otherwise: str = "") -> None:
+    """Refuse a guard that cannot be called with the request, when it is given and not with the first request.
+
+    Args:
+        guard: what was given; None is nobody.
+        otherwise: what else might have been given, for the message.
+
+    Raises: `ConfigurationError`.
+    """
+    if guard is None:
+        return
+    name = getattr(guard, "__qualname__", None) or repr(guard)
+    remedy = f"Give a function of the request that says who may see more{otherwise}."
+    if not callable(guard):
+        raise ConfigurationError(f"guard={name} is not a function. {remedy}")
+    try:
+        signature = inspect.signature(guard)
+    except (TypeError, ValueError):  # not written in Python: nobody knows
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise ConfigurationError(f"guard={name}{signature} cannot be called with the request alone. {remedy}") from None
 
 
 def let_go() -> None:

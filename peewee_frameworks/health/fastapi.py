@@ -8,7 +8,7 @@ from fastapi import APIRouter, params
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the endpoints' annotations
 from starlette.responses import Response  # noqa: TC002 - as above
 
-from . import NAMES, Answer, Health, wants_guard
+from . import NAMES, Answer, Health, check_guard, wants_guard
 from .starlette import as_response, make_endpoint, make_health, mark, refusal_of, respond
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ def make_router(
     orm: Extension, guard: Guard | params.Depends | None, timeout: float | None, options: dict[str, Any]
 ) -> APIRouter:
     """Make the router."""
+    if not isinstance(guard, params.Depends):
+        check_guard(guard, ", or a dependency: Depends(...)")
     health = make_health(orm, timeout)
     router = APIRouter(**options)
     for name in NAMES:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, current_app, request
 from werkzeug.wrappers import Response as WSGIResponse
 
-from . import EVENTS_HEADERS, NAMES, Answer, Health, let_go, wants_guard
+from . import EVENTS_HEADERS, NAMES, Answer, Health, check_guard, let_go, wants_guard
 from .serving import threads_of_server
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def make_blueprint(
     orm: Extension, name: str, guard: Guard | None, timeout: float | None, options: dict[str, Any]
 ) -> Blueprint:
     """Make the blueprint."""
+    check_guard(guard)
     health = Health(orm, timeout)
     orm.runtime.has_health = True
     blueprint = Blueprint(name, __name__, **options)

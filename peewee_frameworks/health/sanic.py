@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sanic import HTTPResponse, Request
 from sanic.response import BaseHTTPResponse
 
-from . import EVENTS_HEADERS, NAMES, Answer, Health, let_go, wants_guard
+from . import EVENTS_HEADERS, NAMES, Answer, Health, check_guard, let_go, wants_guard
 
 if TYPE_CHECKING:
     from sanic import Blueprint, Sanic
@@ -23,6 +23,7 @@ MARK = "_peewee_frameworks_health"
 
 def add_routes(blueprint: Blueprint, orm: Extension, guard: Guard | None, timeout: float | None) -> None:
     """Add the endpoints."""
+    check_guard(guard)
     health = Health(orm, timeout)
     orm.runtime.has_health = True
     for name in NAMES:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Match, Route, Router
 
-from . import EVENTS_HEADERS, NAMES, Answer, Health, let_go, wants_guard
+from . import EVENTS_HEADERS, NAMES, Answer, Health, check_guard, let_go, wants_guard
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -25,6 +25,7 @@ _MARK = "_peewee_frameworks_health"
 
 def make_app(orm: Extension, guard: Guard | None, timeout: float | None) -> Router:
     """Make the application to mount."""
+    check_guard(guard)
     health = make_health(orm, timeout)
     return Router([Route(f"/{name}", make_endpoint(health, name, guard)) for name in NAMES])
 

@@ -272,3 +272,36 @@ class TestSanic:
         app.blueprint(orm.blueprint("db", url_prefix="/db", health=True))
         app.get("/")(lambda _: text("here"))
         assert [answer.status for answer in self.ask(app, "/db/live", "/db/ready", "/")] == [200, 503, 500]
+
+
+@pytest.mark.parametrize("framework", ["flask", "sanic", "fastapi", "starlette"])
+@pytest.mark.parametrize(
+    ("guard", "message"),
+    [
+        (
+            lambda: True,
+            r"guard=.*<lambda>\(\) cannot be called with the request alone\. Give a function of the request",
+        ),
+        (lambda request, user: True, r"guard=.*<lambda>\(request, user\) cannot be called with the request alone"),
+        ("admins", "guard='admins' is not a function"),
+    ],
+)
+def test_a_guard_that_cannot_be_called_is_refused_where_it_is_given(database, framework, guard, message):
+    """Else nobody would see more, and each request that asks would be an error."""
+    mount = {
+        "flask": lambda: flask.Peewee(database).blueprint(guard=guard),
+        "sanic": lambda: sanic.Peewee(database).blueprint(guard=guard),
+        "fastapi": lambda: fastapi.Peewee(database).router(guard=guard),
+        "starlette": lambda: starlette.Peewee(database).app(guard=guard),
+    }[framework]
+    with pytest.raises(ConfigurationError, match=message):
+        mount()
+
+
+def test_a_guard_may_be_any_callable_of_the_request(database):
+    class Guard:
+        def __call__(self, request, strict=True):
+            return not strict
+
+    starlette.Peewee(database).app(guard=Guard())
+    starlette.Peewee(database).app(guard=bool)
