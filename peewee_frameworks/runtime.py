@@ -54,6 +54,9 @@ HEALTH = "peewee_frameworks.health"
 _UNSHARED = 2
 
 
+_making_runner = threading.Lock()
+
+
 class ErrorStatus(Exception):  # never shown: it tells the transaction why
     """The response has a status on which an atomic request is rolled back."""
 
@@ -434,7 +437,12 @@ class Runtime:
     @property
     def runner(self) -> Runner:
         """The threads of `run`."""
-        if self._runner is None:
+        return self._runner or self._make_runner()
+
+    def _make_runner(self) -> Runner:
+        with _making_runner:  # loops of several threads may come to it at once
+            if self._runner is not None:
+                return self._runner
             sizes = [getattr(state.database, "_max_connections", None) for state in self.states]
             waits = [getattr(state.database, "_wait_timeout", None) for state in self.states]
             threads = self.options.run_threads or max((size for size in sizes if size), default=DEFAULT_RUN_THREADS)

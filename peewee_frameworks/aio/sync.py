@@ -12,6 +12,7 @@ import contextvars
 import inspect
 import itertools
 import logging
+import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import peewee
@@ -36,6 +37,8 @@ logger = logging.getLogger("peewee_frameworks.scope")
 _DEFAULT_THREADS = 32
 _DEFAULT_TIMEOUT = 30.0
 _BATCH = 100
+
+_making_runner = threading.Lock()
 
 
 class _HeldOpen:
@@ -85,12 +88,19 @@ def _complete_and(
 
 def _runner(state: State) -> Runner:
     runner: Runner | None = state.runner
-    if runner is None:
+    return runner or _make_runner(state)
+
+
+def _make_runner(state: State) -> Runner:
+    with _making_runner:  # loops of several threads may come to it at once
+        runner: Runner | None = state.runner
+        if runner is not None:
+            return runner
         database = state.database
         wait = getattr(database, "_wait_timeout", None) or _DEFAULT_TIMEOUT
         threads = getattr(database, "_max_connections", None) or _DEFAULT_THREADS
         runner = state.runner = Runner(threads, None if wait == float("inf") else wait)
-    return runner
+        return runner
 
 
 class _Unit:

@@ -16,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from peewee_frameworks import PoolTimeout
+from peewee_frameworks.aio import sync
 from peewee_frameworks.pool import PooledSqliteDatabase
 from peewee_frameworks.run import Runner
+from peewee_frameworks.runtime import Runtime
 from peewee_frameworks.scope import Scope
 from peewee_frameworks.state import install
-from tests.support.concurrency import eventually
+from tests.support.concurrency import eventually, run_threads
 
 SECONDS = 10
 
@@ -466,3 +468,25 @@ def test_how_many_wait_can_be_asked_while_loops_come_and_go(make_runner):
             play(lambda: runner.run(Scope([], "unit"), lambda: 1))
         over.set()
         asked.result()
+
+
+@pytest.mark.parametrize("whose", ["runtime", "database"])
+def test_loops_of_several_threads_that_come_first_at_once_have_one_runner(whose, tmp_path, monkeypatch):
+    """Two would let in twice as many."""
+    both = threading.Barrier(2)
+
+    def make(threads, timeout):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # breaks: the second one waits outside, and finds the runner there
+        return Runner(threads, timeout)
+
+    database = PooledSqliteDatabase(str(tmp_path / "a.db"))
+    if whose == "runtime":
+        monkeypatch.setattr("peewee_frameworks.runtime.Runner", make)
+        runtime = Runtime(database)
+        found = run_threads(2, lambda _: runtime.runner)
+    else:
+        monkeypatch.setattr("peewee_frameworks.aio.sync.Runner", make)
+        state = install(database)
+        found = run_threads(2, lambda _: sync._runner(state))
+    assert found[0] is found[1]
