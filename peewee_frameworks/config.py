@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,6 +19,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import peewee
 
 from .errors import ConfigurationError
+
+logger = logging.getLogger("peewee_frameworks.app")
 
 PREFIX = "PEEWEE_"
 DEFAULT_ALIAS = "default"
@@ -189,19 +192,36 @@ def resolve(
     given = {name: value for name, value in keywords.items() if value is not None}
     for name in given:
         if name != "database" and name not in _NAMES:
-            raise ConfigurationError(f"Unknown option {name}.{_suggest(name, _NAMES)}")
+            raise ConfigurationError(f"Unknown option {name}.{_of_pool(name) or _suggest(name, _NAMES)}")
     if "database" in given and "database" in configured:
         raise ConfigurationError(
             f"The database is given twice: to Peewee(...) and as {PREFIX}DATABASE. Remove one of the two."
         )
     merged = {**configured, **given}
-    database = merged.pop("database", None) or environment.get(PREFIX + "DATABASE") or environment.get("DATABASE_URL")
+    database = merged.pop("database", None)
     if database is None:
-        raise ConfigurationError(
-            f"No database. Pass one to Peewee(...), or set {PREFIX}DATABASE in the application's config, or {PREFIX}DATABASE "
-            "or DATABASE_URL in the environment."
-        )
+        database = _from_environment(environment)
     return database, Options(**merged)
+
+
+def _from_environment(environment: Mapping[str, str]) -> str:
+    variables = [PREFIX + "DATABASE", "DATABASE_URL"]
+    for variable in variables:
+        if url := environment.get(variable):
+            if "://" not in url:
+                raise ConfigurationError(
+                    f"{variable} in the environment is no database URL, such as mysql+pool://user@host/name."
+                )
+            try:
+                split_url(url)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{variable} in the environment: {error}") from None
+            return url
+    empty = " and ".join(variable for variable in variables if variable in environment)
+    raise ConfigurationError(
+        f"No database. Pass one to Peewee(...), or set {PREFIX}DATABASE in the application's config, or {PREFIX}DATABASE "
+        f"or DATABASE_URL in the environment{f', where {empty} is empty now' if empty else ''}."
+    )
 
 
 def _read(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +231,8 @@ def _read(mapping: Mapping[str, Any]) -> dict[str, Any]:
         if not key.startswith(PREFIX):
             continue
         if key not in _KEYS:
-            raise ConfigurationError(f"Unknown configuration key {key}.{_suggest(key, _KEYS)}")
+            told = _of_pool(key.removeprefix(PREFIX).lower()) or _suggest(key, _KEYS)
+            raise ConfigurationError(f"Unknown configuration key {key}.{told}")
         found[_KEYS[key]] = _parse(key, _KEYS[key], value)
     return found
 
@@ -261,7 +282,7 @@ def connect_url(url: str) -> Any:
     known = db_url.schemes.keys() | ours
     if scheme not in known:
         raise ConfigurationError(
-            f"The database URL {safe_url(url)} has the unknown scheme {scheme!r}.{_suggest(scheme, sorted(known))} "
+            f"The database URL {safe_url(url)} has the unknown scheme {scheme!r}.{pooled.suggest(scheme)} "
             "It looks like mysql+pool://user@host/name, postgresql+pool://user@host/name or sqlite:///file.db."
         )
     try:
@@ -283,12 +304,37 @@ def connect_url(url: str) -> Any:
 def _connect_as_playhouse(scheme: str, url: str) -> Any:
     from playhouse import db_url  # noqa: PLC0415 - as above
 
+    from .pool.urls import SCHEMES  # noqa: PLC0415 - as above
+
     arguments: dict[str, Any] = db_url.parse(url, unquote_user=True, unquote_password=True)
     if "passwd" in arguments:  # PyMySQL's name for it from 1.0 on is the other
         arguments["password"] = arguments.pop("passwd")
     if not arguments.get("database"):  # Peewee would make a deferred one, and wait for its `init`
         raise ValueError("it names no database")
+    if f"{scheme}+pool" in SCHEMES:
+        _note_no_pool(scheme, url, arguments)
     return db_url.schemes[scheme](**arguments)
+
+
+def _note_no_pool(scheme: str, url: str, arguments: Mapping[str, Any]) -> None:
+    """Say of a URL that makes no pool, as the hosts of applications give them, what that means.
+
+    Raises: `ConfigurationError` if it has an option of a pool, which the driver would not know.
+    """
+    from .pool.options import OPTION_NAMES  # noqa: PLC0415 - it stands on this module
+
+    drivers = {"connect_timeout"} | ({"timeout"} if scheme == "sqlite" else set())
+    if options := sorted(arguments.keys() & OPTION_NAMES - drivers):
+        raise ConfigurationError(
+            f"{', '.join(options)} {'is an option' if len(options) == 1 else 'are options'} of a pool, and {scheme}:// makes "
+            f"none. Write {scheme}+pool://."
+        )
+    if scheme != "sqlite":
+        logger.warning(
+            "The database URL %s makes no pool, so each unit of work connects anew. Write %s+pool:// for a pool.",
+            safe_url(url),
+            scheme,
+        )
 
 
 def split_url(url: str) -> SplitResult:
@@ -354,6 +400,18 @@ def _parse(key: str, name: str, value: Any) -> Any:
     if name in _LISTS:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+def _of_pool(name: str) -> str:
+    """Return what to do with an option that is the pool's and not ours, or nothing."""
+    from .pool.options import OPTION_NAMES  # noqa: PLC0415 - it stands on this module
+
+    if name not in OPTION_NAMES:
+        return ""
+    return (
+        f" It is an option of the pool: give it to the database, as PooledPostgresqlDatabase(..., {name}=...), or in its URL, "
+        f"as postgresql+pool://host/name?{name}=..."
+    )
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

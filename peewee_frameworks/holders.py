@@ -150,6 +150,14 @@ def places_of(uses: Collection[Use], *, greenlets: bool = False) -> dict[int, Pl
     return found
 
 
+def label_of(state: Any, conn: Any) -> str | None:
+    """Return what messages call the unit of work that holds a connection, as far as that is known."""
+    if not isinstance(state, State):  # of Peewee's own, which knows neither scopes nor owners
+        return None
+    use = uses_of(state).get(id(conn))
+    return None if use is None else use.frame.label
+
+
 def describe(state: Any, conns: Collection[Any]) -> dict[int, Suspect]:
     """Say of connections that are suspected to be leaked who holds them, by their ``id()``."""
     if not isinstance(state, State):  # of Peewee's own, which knows neither scopes nor owners

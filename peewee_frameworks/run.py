@@ -17,6 +17,8 @@ import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import peewee
+
 from .crew import Call, Crew, Dock, Place, Stage
 from .errors import ConfigurationError, PoolTimeout
 
@@ -227,12 +229,13 @@ class Runner:
                     f"The scope around this one, {around.label}, is one of them, and keeps its connection while it waits: a "
                     "scope inside another needs a second one. Share its scope, or give its connection back first."
                 )
-            call.waiter.set_exception(
-                PoolTimeout(
-                    f"{scope.label}: waited {self.timeout:g} s to be admitted to {names}; its places ({self.threads}) were "
-                    f"taken by units of work that ran or held a connection. {hint}"
-                )
+            error = PoolTimeout(
+                f"{scope.label}: waited {self.timeout:g} s to be admitted to {names}; its places ({self.threads}) were "
+                f"taken by units of work that ran or held a connection. {hint}"
             )
+            call.waiter.set_exception(error)
+            for state in scope.states:
+                state.note_timeout(error)
 
     @property
     def waiting(self) -> int:
@@ -262,8 +265,17 @@ class Runner:
 def refuse_coroutines(function: Callable[..., Any]) -> None:
     """Refuse what would only make a coroutine on the thread, and run none of it.
 
-    Raises: `ConfigurationError` for a coroutine function or an asynchronous generator function.
+    Raises: `ConfigurationError` for that, a coroutine function or an asynchronous generator function, and for what is no
+        function at all.
     """
+    if not callable(function):
+        given = type(function).__name__
+        remedy = (
+            "for a query's rows `run(list, query)`, for one value `run(query.scalar)`"
+            if isinstance(function, peewee.BaseQuery)
+            else "not its result: `run(fn, arg)` calls `fn(arg)` on a thread"
+        )
+        raise ConfigurationError(f"run() was given a {given}, which is no function. Give the function, {remedy}.")
     called = function.func if isinstance(function, functools.partial) else function
     if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
         name = getattr(called, "__qualname__", called)

@@ -41,13 +41,15 @@ from .frame import (
     running_loop,
 )
 from .guarded import Guarded, GuardedPool, GuardedProxy, GuardedUnpooled, statement_methods
-from .names import display_name
+from .names import OUTSIDE, display_name
 from .sqlite import is_in_memory, is_other_sqlite, prepare_sqlite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
     from types import FrameType
+
+    from .errors import PoolTimeout
 
 logger = logging.getLogger("peewee_frameworks.scope")
 
@@ -239,7 +241,7 @@ class State:
 
     def _create_implicit(self) -> Frame:
         owner = implicit_owner()
-        frame = PrivateFrame(self, f"{_owner_name(owner)}, outside any scope")
+        frame = PrivateFrame(self, f"{_owner_name(owner)}, {OUTSIDE}")
         key, implicit, orphans = id(owner), self._implicit, self.orphans
 
         def collected(ref: weakref.ref[Any]) -> None:
@@ -304,6 +306,12 @@ class State:
         frame, seconds = self.frame(), time.perf_counter() - start
         for listener in self.listeners:
             listener(frame, start, seconds)
+
+    def note_timeout(self, error: PoolTimeout) -> None:
+        """Count a unit of work that was not admitted in time by `orm.run`, where the pool counts."""
+        pool = getattr(self.database, "pool", None)
+        if pool is not None:
+            pool.note_timeout(error)
 
     def implicit_frames(self) -> list[Frame]:
         """Return the records outside scopes, for statistics and tests."""

@@ -68,6 +68,7 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
             on_fork=self._forget_connection,
         )
         self._pool.describe = self._describe_holders
+        self._pool.label_of = self._label_of_holder
         # Not playhouse's own __init__: it would make locks now, perhaps before a monkey patch.
         super(playhouse_pool.PooledDatabase, self).__init__(database, **kwargs)
 
@@ -130,6 +131,11 @@ class PooledDatabase(AsyncIdiom, playhouse_pool.PooledDatabase):
         from peewee_frameworks.holders import describe  # noqa: PLC0415 - nobody needs it before the first leak
 
         return describe(self._state, conns)
+
+    def _label_of_holder(self, conn: Any) -> str | None:
+        from peewee_frameworks.holders import label_of  # noqa: PLC0415 - nobody needs it before the first error
+
+        return label_of(self._state, conn)
 
     # -- what Peewee calls --------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from peewee_frameworks.errors import (
     WouldBlock,
 )
 from peewee_frameworks.frame import running_loop
+from peewee_frameworks.names import OUTSIDE
 from peewee_frameworks.stacks import take
 from peewee_frameworks.waiting import lending
 
@@ -92,6 +93,7 @@ class Pool:
         self._watch = False  # somebody wants to know about each checkout and checkin
         self._armed = False  # a leak was suspected
         self.describe: Callable[[list[Any]], Mapping[int, Suspect]] = lambda _conns: {}
+        self.label_of: Callable[[Any], str | None] = lambda _conn: None
         self._suspended_error = False
         self._emptied: ThreadWaiter | None = None
         self.cut: dict[int, Entry] = {}  # taken from their users, by drivers that must not close under these; by id()
@@ -408,7 +410,6 @@ class Pool:
 
     def _timed_out(self, engine: Engine, waiter: Waiter) -> PoolError:
         waited = self._clock() - waiter.since
-        self._recorder.count("timeouts")
         # With room for one more, it was the server that was late and not the other users.
         late = len(engine.held) + len(engine.granted) < engine.max and (engine.connecting or engine.last_error)
         kind = PoolConnectTimeout if late else PoolTimeout
@@ -417,8 +418,13 @@ class Pool:
             kind, what = PoolTimeout, "the pool is suspended, and resume() was not called"
         error = self._error(kind, f"{what} within {waited:.3f} s")
         error.__cause__ = engine.last_error
-        self.events.emit("timeout", error=error)
+        self.note_timeout(error)
         return error
+
+    def note_timeout(self, error: PoolError) -> None:
+        """Count a caller who has waited in vain, here or to be admitted by `orm.run`, and tell who listens."""
+        self._recorder.count("timeouts")
+        self.events.emit("timeout", error=error)
 
     def _error(self, kind: type[PoolError], what: str) -> PoolError:
         engine = self.engine
@@ -427,6 +433,11 @@ class Pool:
         if held:
             longest = min(held, key=lambda entry: entry.since)
             message += f"; longest in use: connection {longest.id} for {self._clock() - longest.since:.3f} s"
+            label = self.label_of(longest.conn)
+            if label is not None:
+                message += f" by {label}"
+                if label.endswith(OUTSIDE):
+                    message += " (in an application: was init_app forgotten, or to give Peewee this database?)"
             message += _thread_name(longest.thread)
         return kind(message + ").")
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from peewee_frameworks.aio import urls as asynchronous
@@ -34,6 +35,31 @@ SCHEMES = frozenset(f"{scheme}+pool" for scheme in _CLASSES)
 """The schemes of our pooled databases."""
 
 
+# What other libraries' URLs begin with, or others call a server.
+_ELSEWHERE = {
+    "mariadb": "mysql+pool",
+    "maria": "mysql+pool",
+    "sqlite3": "sqlite+pool",
+    "psycopg": "psycopg3+pool",
+    "pgsql": "postgresql+pool",
+    "mysql+aiomysql": "mysql+async",
+    "mysql+asyncmy": "mysql+async",
+    "sqlite+aiosqlite": "sqlite+async",
+    "postgres+asyncpg": "postgresql+asyncpg",
+    "postgresql+psycopg_async": "postgresql+async",
+}
+
+
+def suggest(scheme: str) -> str:
+    """Return what to write in place of an unknown scheme, as a sentence; nothing if nobody knows."""
+    base = scheme.partition("+")[0]
+    meant = _ELSEWHERE.get(scheme) or _ELSEWHERE.get(base)
+    if meant is None:
+        close = [base] if base in _CLASSES else difflib.get_close_matches(base, _CLASSES, n=1)
+        meant = f"{close[0]}+pool" if close else None
+    return "" if meant is None else f" Did you mean {meant}?"
+
+
 def connect(url: str, **options: Any) -> Any:
     """Make a pooled database from a URL, with or without ``+pool`` in its scheme; ``+async`` makes an asynchronous one.
 
@@ -59,8 +85,10 @@ def connect(url: str, **options: Any) -> Any:
     scheme = split_url(url).scheme
     name = _CLASSES.get(scheme.removesuffix("+pool"))
     if name is None and scheme not in asynchronous.SCHEMES:
-        known = ", ".join([*(f"{scheme}+pool" for scheme in _CLASSES), *sorted(asynchronous.SCHEMES)])
-        raise ConfigurationError(f"There is no pooled database for the URL scheme {scheme!r}; there are {known}.")
+        known = ", ".join([*(f"{each}[+pool]" for each in _CLASSES), *sorted(asynchronous.SCHEMES)])
+        raise ConfigurationError(
+            f"There is no pooled database for the URL scheme {scheme!r}.{suggest(scheme)} There are {known}."
+        )
     kwargs = db_url.parse(url, unquote_password=True, unquote_user=True)
     if "passwd" in kwargs:
         kwargs["password"] = kwargs.pop("passwd")

@@ -13,9 +13,10 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
+import peewee
 import pytest
 
-from peewee_frameworks import PoolTimeout
+from peewee_frameworks import ConfigurationError, PoolTimeout
 from peewee_frameworks.aio import sync
 from peewee_frameworks.pool import PooledSqliteDatabase
 from peewee_frameworks.run import Runner
@@ -111,8 +112,11 @@ def test_a_scope_keeps_its_place_while_it_holds_a_connection(make_runner, scopes
     play(work)
 
 
-def test_a_place_that_does_not_come_is_an_error_after_the_timeout(make_runner, scopes):
+def test_a_place_that_does_not_come_is_an_error_after_the_timeout(make_runner, scopes, db):
+    """… which counts as one of the pool: alerts ask for that."""
     runner = make_runner(timeout=0.05)
+    told = []
+    db.pool.on("timeout", lambda error: told.append(str(error)))
     first, second = scopes(2)
     end = threading.Event()
 
@@ -124,6 +128,8 @@ def test_a_place_that_does_not_come_is_an_error_after_the_timeout(make_runner, s
             PoolTimeout, match=r"unit 1: waited 0\.05 s to be admitted to .*Database.*; its places \(1\) were taken"
         ):
             await runner.run(second, ran.append, 1)
+        assert db.pool.stats().timeouts == 1
+        assert "to be admitted" in told[0]
         end.set()
         assert await running
         await runner.run(second, ran.append, 2)  # its turn and the place are free again
@@ -490,3 +496,19 @@ def test_loops_of_several_threads_that_come_first_at_once_have_one_runner(whose,
         state = install(database)
         found = run_threads(2, lambda _: sync._runner(state))
     assert found[0] is found[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (
+            peewee.Table("item").select(),
+            r"a Select, which is no function\. .* for a query's rows `run\(list, query\)`",
+        ),
+        (3, r"a int, which is no function\. Give the function, not its result"),
+    ],
+)
+def test_what_is_no_function_is_told_what_to_give(db, given, remedy):
+    runtime = Runtime(db)
+    with pytest.raises(ConfigurationError, match=remedy):
+        play(lambda: runtime.run(given))

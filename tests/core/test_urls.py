@@ -70,6 +70,7 @@ def test_a_proxy_of_ones_own_is_told_to_be_initialised():
         ("postgresql+pool://u:p%40ss@h/d", PooledPostgresqlDatabase),
         ("sqlite+pool:///d.db", PooledSqliteDatabase),
         ("mysql://u:p%40ss@h/d", peewee.MySQLDatabase),
+        ("sqlite:///d.db?timeout=5", peewee.SqliteDatabase),
         ("sqlite:///d.db", peewee.SqliteDatabase),
     ],
 )
@@ -132,3 +133,74 @@ def test_an_async_function_is_no_predicate(option):
     """Its coroutine would count as true, for each request."""
     with pytest.raises(ConfigurationError, match=rf"{option}: always is an async function"):
         Options(**{option: [always] if option == "exclude" else always})
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        (
+            "mysql://u@h/d?max_connections=8",
+            r"max_connections is an option of a pool, and mysql:// .* Write mysql\+pool://",
+        ),
+        (
+            "sqlite:///d.db?max_connections=8&stale_timeout=9",
+            r"max_connections, stale_timeout are options .* sqlite\+pool://",
+        ),
+        ("mariadb://u@h/d", r"unknown scheme 'mariadb'\. Did you mean mysql\+pool\?"),
+        ("postgresql+psycopg2://u@h/d", r"Did you mean postgresql\+pool\?"),
+        ("sqlite+aiosqlite:///d.db", r"Did you mean sqlite\+async\?"),
+        ("mysq://u@h/d", r"Did you mean mysql\+pool\?"),
+        ("oracle://u@h/d", r"unknown scheme 'oracle'\. It looks like"),
+    ],
+)
+def test_a_url_that_some_other_library_or_a_pool_would_take_is_told_what_to_write(url, remedy):
+    with pytest.raises(ConfigurationError, match=remedy):
+        Peewee(url)
+
+
+@pytest.mark.parametrize("scheme", ["mariadb", "postgresql+psycopg2", "mysq"])
+def test_so_is_one_given_to_connect(scheme):
+    with pytest.raises(ConfigurationError, match=r"Did you mean (mysql|postgresql)\+pool\? There are mysql\[\+pool\]"):
+        connect(f"{scheme}://u@h/d")
+
+
+@pytest.mark.parametrize(("url", "told"), [("postgresql://u:hunter2@h/d", True), ("sqlite:///d.db", False)])
+def test_a_url_that_makes_no_pool_says_so_in_the_log(url, told, caplog):
+    """As platforms hand them out; SQLite needs none."""
+    connect_url(url)
+    messages = [record.getMessage() for record in caplog.records]
+    expected = (
+        "The database URL postgresql://h/d makes no pool, so each unit of work connects anew. Write postgresql+pool://"
+    )
+    assert [message.startswith(expected) for message in messages] == [True] * told
+    assert "hunter2" not in str(messages)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"DATABASE_URL": ""}, "where DATABASE_URL is empty now"),
+        ({"DATABASE_URL": "", "PEEWEE_DATABASE": "shop"}, "PEEWEE_DATABASE in the environment is no database URL"),
+        (
+            {"DATABASE_URL": "mysql://u:hunter2@h:x/d"},
+            "DATABASE_URL in the environment: The database URL .* is malformed",
+        ),
+    ],
+)
+def test_an_environment_that_names_no_database_is_told_which_variable(environment, message, monkeypatch):
+    for variable in ("DATABASE_URL", "PEEWEE_DATABASE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        PeeweeMiddleware(lambda *_: None)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_option_of_the_pool_is_told_where_it_belongs():
+    with pytest.raises(
+        ConfigurationError, match=r"Unknown option max_connections\. It is an option of the pool: .*=\.\.\.$"
+    ):
+        Peewee("sqlite:///d.db", max_connections=3)
+    with pytest.raises(ConfigurationError, match=r"key PEEWEE_STALE_TIMEOUT\. It is an option of the pool"):
+        Peewee("sqlite:///d.db").runtime.configure({"PEEWEE_STALE_TIMEOUT": 3})

@@ -16,6 +16,7 @@ from playhouse import db_url
 from playhouse.pool import MaxConnectionsExceeded
 
 import peewee_frameworks.pool as ours
+from peewee_frameworks import connection_scope
 from peewee_frameworks.errors import ConfigurationError, PoolClosed, PoolError, PoolExhausted
 from peewee_frameworks.pool import PooledDatabase, PooledMySQLDatabase, PooledPostgresqlDatabase, PooledSqliteDatabase
 from peewee_frameworks.state import install
@@ -379,3 +380,42 @@ def test_it_works_under_the_scope_aware_state(db):
     db.close()
     assert db.pool.stats().used == 0
     assert run_threads(4, lambda _: (db.connect(), db.close())) == [(True, True)] * 4
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_an_exhausted_pool_says_who_has_held_a_connection_for_longest(db, installed):
+    db.pool.resize(1)
+    if installed:
+        install(db)
+    taken, go = threading.Event(), threading.Event()
+
+    def hold():
+        db.connect()
+        taken.set()
+        go.wait(10)
+        db.close()
+
+    holder = threading.Thread(target=hold, name="HOLDER")
+    holder.start()
+    assert taken.wait(10)
+    with pytest.raises(PoolError, match="longest in use: connection 1 for") as caught:
+        db.pool.acquire(timeout=0.01)
+    told = " by thread 'HOLDER', outside any scope (in an application: was init_app forgotten"
+    assert (told in str(caught.value)) is installed
+    go.set()
+    holder.join(10)
+    if installed:
+        with connection_scope(db, label="the nightly job"):
+            db.connect()
+            with pytest.raises(PoolError, match=r"for 0\.\d+ s by the nightly job\)"):
+                db.pool.acquire(timeout=0.01)
+
+
+def test_an_unlabelled_hold_is_told_by_its_number_alone(db):
+    """A connection that was taken from the pool by hand."""
+    install(db)
+    db.pool.resize(1)
+    conn = db.pool.acquire()
+    with pytest.raises(PoolError, match=r"longest in use: connection 1 for 0\.\d+ s\)\.$"):
+        db.pool.acquire(timeout=0.01)
+    db.pool.release(conn)
