@@ -205,17 +205,22 @@ class _Outermost(RequestMiddleware, ServerErrorMiddleware):
         self.handler, self.debug = errors.handler, errors.debug
 
     async def _answers(self, error: BaseException, work: Work, scope: Scope, receive: Receive, send: Send) -> bool:
+        async def send_error(message: Message) -> None:
+            if (
+                message["type"] == "http.response.start"
+            ):  # a handler has queried in the transaction; what follows does not
+                await complete(work, error, self.runtime)
+                self.runtime.release_early(work)
+            await send(message)
+
         try:
             if await super()._answers(error, work, scope, receive, send):
                 return True
         except Exception as failed:  # a COMMIT's
-            await self._answer_unhandled(failed, work, scope, receive, send)
+            await self._answer_unhandled(failed, work, scope, receive, send_error)
             raise
         if isinstance(error, Exception):
-            if self.handler is None:  # so that nobody will query
-                await complete(work, error, self.runtime)
-                self.runtime.release_early(work)
-            await self._answer_unhandled(error, work, scope, receive, send)
+            await self._answer_unhandled(error, work, scope, receive, send_error)
         return False
 
     async def _pass_on(self, work: Work, scope: Scope, receive: Receive, send: Send) -> None:

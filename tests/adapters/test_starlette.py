@@ -712,6 +712,30 @@ def test_an_unhandled_error_is_answered_as_without_us(sqlite, how, handler, debu
         assert messages == bare
 
 
+@pytest.mark.parametrize("handled", ["by its class", "as 500"])
+def test_an_error_handler_is_in_the_transaction_that_failed_and_its_background_task_is_not(database, item, handled):
+    """So that a row about the error can be kept, on SQLite too, where a second writer would wait in vain."""
+
+    def fail(request):
+        item.create(name="half")
+        raise LookupError("mine")
+
+    def handler(request, error):
+        assert item.select().count() == 1
+        item.create(name="of the handler")
+        return PlainTextResponse("sorry", 500, background=BackgroundTask(item.create, name="kept"))
+
+    handlers = {LookupError if handled == "by its class" else 500: handler}
+    app = Starlette(routes=[Route("/", fail)], exception_handlers=handlers)
+    orm = Peewee(database, transaction=True)
+    orm.init_app(app)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/").text == "sorry"
+        everything_is_back(orm, database)
+        with connection_scope(database):
+            assert [row.name for row in item.select()] == ["kept"]
+
+
 @pytest.mark.parametrize("how", ["before", "amid", "background"])
 @pytest.mark.parametrize("instances", ["the same", "two", "outer", "inner"])
 def test_an_unhandled_error_of_a_mounted_application_is_answered_once(make_place, how, instances):
