@@ -105,7 +105,9 @@ async def _send(work: Scope, runtime: Runtime, message: Message, out: Send) -> N
             await runtime.complete_async(work, message["status"])
         except Exception as error:
             raise CommitFailed(runtime) from error
-        work.started = True
+        await out(message)
+        work.started = True  # and not before: an application around may have failed to commit
+        return
     await out(message)
     if message["type"] == "http.response.body":
         runtime.release_early(work)  # a stream that idles holds nothing, nor a background task yet to come
@@ -138,6 +140,9 @@ class RequestMiddleware:
     does not have.
     """
 
+    stand_in: RequestMiddleware | None = None
+    """What does this one's work in its place, and so has to know its application."""
+
     def __init__(
         self,
         app: ASGIApp,
@@ -155,14 +160,14 @@ class RequestMiddleware:
             names: makes of an ASGI scope what `exclude` patterns are matched against; the path by default.
             other: takes what is neither a request nor a websocket: a lifespan; `app` by default.
         """
-        self.app = app
+        self._set_app(app)
         self.other = other or app
         self.runtime = runtime
         self.request_class = request_class
         self.names = names
         self._served = (runtime,)
         self._tells_times = runtime.options.server_timing
-        # Of what kind of work most needs nothing but a scope.
+        # The kind of what may be plain; None if nothing may.
         self._plain = None if self._tells_times else "http"
 
     @property
@@ -172,6 +177,11 @@ class RequestMiddleware:
 
     @app.setter
     def app(self, app: ASGIApp) -> None:
+        self._set_app(app)
+        if self.stand_in is not None:
+            self.stand_in._set_app(app)
+
+    def _set_app(self, app: ASGIApp) -> None:
         self._app = app
         # To call an instance costs CPython more than to call its method.
         method = getattr(app, "__call__", None)  # noqa: B004 - of a class of somebody else it may be anything
@@ -181,8 +191,7 @@ class RequestMiddleware:
         """Run the application with the options that hold for this request."""
         runtime = self.runtime
         if (
-            runtime.has_policy
-            or (states := runtime.installed) is None
+            (states := runtime.plain) is None
             or scope["type"] != self._plain
             or scope.setdefault(SCOPE_KEY, work := _Work()) is not work
         ):
@@ -204,7 +213,10 @@ class RequestMiddleware:
                 raise
         finally:
             # Nothing here awaits, so a cancelled request gives its connection back too.
-            del scope[SCOPE_KEY]
+            try:  # noqa: SIM105 - costs more
+                del scope[SCOPE_KEY]
+            except KeyError:  # the application has emptied it
+                pass
             work.ended = True  # before the look: a thread may be touching it only now
             if work.touched or runtime.drained is not None:
                 runtime.end(work)
@@ -233,7 +245,7 @@ class RequestMiddleware:
 
     async def _serve_in(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if self.runtime in work.served:  # further out
-            await self._pass_on(work, scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         work.served += self._served
         if self._tells_times:
@@ -244,14 +256,13 @@ class RequestMiddleware:
             else:
                 if self.runtime.has_policy:
                     await self._prepare(work, scope)
-                await self.app(scope, receive, functools.partial(_send, work, self.runtime, out=send))
+                await self._app(scope, receive, functools.partial(_send, work, self.runtime, out=send))
         except (Exception, asyncio.CancelledError) as error:
             if not await self._answers(error, work, scope, receive, send):
                 raise
 
-    async def _pass_on(self, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        del work
-        await self.app(scope, receive, send)
+    async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
 
     async def _answers(
         self, error: BaseException, work: Scope, scope: MutableMapping[str, Any], receive: Receive, send: Send
@@ -289,7 +300,7 @@ class RequestMiddleware:
             await send(message)
             self.runtime.release_early(work)
 
-        await self.app(scope, receive_in_scope, send_in_scope)
+        await self._app(scope, receive_in_scope, send_in_scope)
 
     async def _prepare(self, work: Scope, scope: MutableMapping[str, Any]) -> None:
         request = scope if self.request_class is None else self.request_class(scope)

@@ -334,6 +334,7 @@ def _note_no_pool(scheme: str, url: str, arguments: Mapping[str, Any]) -> None:
             "The database URL %s makes no pool, so each unit of work connects anew. Write %s+pool:// for a pool.",
             safe_url(url),
             scheme,
+            extra={"database": safe_url(url)},
         )
 
 

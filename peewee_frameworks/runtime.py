@@ -114,6 +114,8 @@ class Runtime:
         # What to call, while the last application stops, when the last unit of work has ended.
         self.drained: Callable[[], object] | None = None
         self._leaks: LeakWatch | None = None
+        # `installed`, if a plain request needs nothing but a scope with these; None while others have to be looked at closer.
+        self.plain: list[State] | None = None
         # Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request.
         self.has_policy = False
         # Whether health endpoints are mounted somewhere: `policy` must be told which requests are theirs.
@@ -197,6 +199,10 @@ class Runtime:
         self._observe(states)
         self.installed = [*states] if len(states) == len(self.databases) else None
         self.has_policy = self._find_policy()
+        self._set_plain()
+
+    def _set_plain(self) -> None:
+        self.plain = None if self.has_policy else self.installed
 
     def _observe(self, states: list[State]) -> None:
         """Put into the databases what the options ask to be known; where they ask nothing, nothing is in the way."""
@@ -265,9 +271,7 @@ class Runtime:
         scope.ended = True
         if scope.touched:  # else there is nothing to finish
             scope.finish()
-        self.live.discard(scope)
-        if self.drained is not None and not self.live:
-            self.drained()
+        self._leave(scope)
         token = scope._token
         if token is not None:  # what `exit` does, without its call
             scope._token = None
@@ -276,12 +280,24 @@ class Runtime:
             except ValueError:
                 return
 
+    def touched(self, scope: Scope) -> None:
+        """Note that a unit of work has asked for something; on any thread, and maybe after its end."""
+        self.live.add(scope)
+        if scope.ended:  # nobody will end it
+            self._leave(scope)
+
+    def _leave(self, scope: Scope) -> None:
+        self.live.discard(scope)
+        if self.drained is not None and not self.live:
+            self.drained()
+
     def in_flight(self) -> list[Scope]:
         """Return the units of work that have not ended."""
         # A plain request that has asked for nothing yet is in no list, for to keep one costs each of them a tenth of what it
         # pays. But it holds `installed`, which else this object alone does; then the garbage collector knows it.
-        if self.installed is None or sys.getrefcount(self.installed) == _UNSHARED:
+        if self.installed is None or sys.getrefcount(self.installed) == _UNSHARED + (self.plain is not None):
             return [*self.live]
+        gc.unfreeze()  # `gc.freeze` hides from it what was there
         scopes = [each for each in gc.get_objects() if issubclass(type(each), Scope)]
         # Without an attribute: another thread is making it.
         return [
@@ -395,7 +411,7 @@ class Runtime:
 
     async def _run_in(self, scope: Scope, function: Callable[..., _Result], /, *args: Any, **kwargs: Any) -> _Result:
         if not all(state.is_async for state in self.states):
-            if not scope.touched:
+            if not (scope.touched or scope.ended):
                 scope.touch()  # on the loop, while that can be done here
             if scope.idles:
                 return await self.runner.run(scope, _call_and_release, scope, function, *args, **kwargs)
@@ -493,6 +509,7 @@ class Runtime:
                 drained.wait(self.options.close_timeout)
         finally:
             self.drained = None
+            self._set_plain()
         self._end_work()
         self._lifecycle.close()
         self._has_stopped()
@@ -512,12 +529,14 @@ class Runtime:
                         await drained.wait()
         finally:
             self.drained = None
+            self._set_plain()
         self._end_work()
         await self._lifecycle.close_async(self.options.close_timeout)
         self._has_stopped()
 
     def _watch_work(self, drained: Callable[[], object]) -> None:
         """Have `drained` called when the last unit of work in flight has ended, if there is any in `live`."""
+        self.plain = None  # who comes from now on is in `live` at once
         found = self.in_flight()  # who has asked for nothing yet may do so while he ends
         self.live.update(found)
         self.drained = drained

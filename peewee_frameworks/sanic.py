@@ -249,7 +249,7 @@ def _handle_request(base: Any, installed: _Installed) -> Any:
 
     async def handle_request(self: Any, request: Request) -> None:
         runtime = installed.alone
-        if runtime is None or (states := runtime.installed) is None:
+        if runtime is None or (states := runtime.plain) is None:
             outermost: _Part | None = _begin(request)
             try:
                 await base.handle_request(self, request)
@@ -331,18 +331,17 @@ class _Part(Scope):
         stream: Any = self.request.stream
         if self.ended or stream is None or self._send is not None:
             return
+        begun = stream.stage is not Stage.HANDLER
+        if begun:  # no release here: a thread may be between two queries
+            self.idles = (self.options or self.owner.options).release == "response_start"
         try:  # HTTP/1.1, whose `send` is what `response_func` is at the time
             send = stream.response_func
         except AttributeError:
             self._send, stream.send = stream.send, self.any
             return
-        if send is None:  # the response is over: its client has left while it was sent
-            return
-        if stream.stage is Stage.HANDLER:
-            self._send, stream.response_func = send, self.first
-        elif not stream.head_only:
-            self._send, stream.response_func = send, self._rest
-            self.release_idle()
+        # None if the response is over: all of it has been sent, or its client has left.
+        if send is not None and not (begun and stream.head_only):
+            self._send, stream.response_func = send, (self._rest if begun else self.first)
 
     async def prepare(self, route: Route) -> None:
         """Connect eagerly and begin transactions, now that the route is known. Websockets have no transaction."""

@@ -155,7 +155,7 @@ class Scope(Frames):
         """Note that something is asked of it for the first time; on any thread, and if on several, more than once."""
         self.touched = True
         if self.owner is not None:
-            self.owner.live.add(self)
+            self.owner.touched(self)
 
     def _make_frame(self, state: State) -> Frame:
         """Make the frame of one of its databases, or return the one that another thread made meanwhile."""
@@ -168,8 +168,6 @@ class Scope(Frames):
         frame = self.frames.setdefault(state, frame)
         if self.ended:  # looked at for the first time by somebody who outlived it
             frame.finish()
-            if self.owner is not None:
-                self.owner.live.discard(self)
         return frame
 
     @property

@@ -159,10 +159,10 @@ class Peewee(Extension):
         return names
 
     def _around(self, stack: ASGIApp, serve: Callable[[ASGIApp], RequestMiddleware]) -> ASGIApp:
-        """Put our layer into a middleware stack, where a COMMIT that fails reaches the application's handler for 500.
+        """Put our layer into a middleware stack, inside of what answers errors that nobody handles.
 
-        In the place of what calls that, or, if another instance has that place, inside of it: then, for this handler may query,
-        the scope is opened around it.
+        Inside, because a COMMIT that fails must reach the application's handler for 500. If it has one, it runs in the scope
+        too: both are one layer then, or, where that cannot be, the scope is opened around it.
         """
         layer: Any = stack
         while layer is not None and not isinstance(layer, ServerErrorMiddleware):
@@ -193,7 +193,7 @@ class Peewee(Extension):
 
 
 class _Outermost(RequestMiddleware, ServerErrorMiddleware):
-    """Our layer and Starlette's outermost one around it, in one.
+    """Our layer and Starlette's outermost one around it, in one, as long as nobody puts another between them.
 
     Starlette's wraps each request's `send` to learn whether the response has started, which ours knows. And each layer is a
     tenth of what a request pays that queries nothing.
@@ -201,14 +201,40 @@ class _Outermost(RequestMiddleware, ServerErrorMiddleware):
 
     def __init__(self, errors: ServerErrorMiddleware, inner: RequestMiddleware) -> None:
         """Take the place of both."""
-        RequestMiddleware.__init__(self, inner.app, inner.runtime, inner.request_class, inner.names, inner.other)
+        super().__init__(inner.app, inner.runtime, inner.request_class, inner.names, inner.other)
         self.handler, self.debug = errors.handler, errors.debug
+        self._inner: ASGIApp = inner
+        self._apart: ASGIApp | None = None
+        inner.stand_in = self
+
+    @property
+    def app(self) -> ASGIApp:
+        """What is right inside of Starlette's layer: ours, which instrumentation and other instances wrap, or take along."""
+        return self._inner
+
+    @app.setter
+    def app(self, app: ASGIApp) -> None:
+        self._inner = app
+        errors = ServerErrorMiddleware(app, self.handler, self.debug)
+        self._apart = errors if self.handler is None else ScopeMiddleware(errors, self.runtime)  # it may query
+        self._plain = None
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._apart is not None:
+            await self._apart(scope, receive, send)
+            return
+        if scope["type"] == "http":
+            try:
+                _ = self.runtime.states
+            except ConfigurationError as error:
+                await self._answer_unhandled(error, scope, receive, send)
+                raise
+        await super()._serve(scope, receive, send)
 
     async def _answers(self, error: BaseException, work: Work, scope: Scope, receive: Receive, send: Send) -> bool:
         async def send_error(message: Message) -> None:
-            if (
-                message["type"] == "http.response.start"
-            ):  # a handler has queried in the transaction; what follows does not
+            # Until now a handler has queried in the transaction. What follows, a background task, does not.
+            if message["type"] == "http.response.start":
                 await complete(work, error, self.runtime)
                 self.runtime.release_early(work)
             await send(message)
@@ -217,24 +243,32 @@ class _Outermost(RequestMiddleware, ServerErrorMiddleware):
             if await super()._answers(error, work, scope, receive, send):
                 return True
         except Exception as failed:  # a COMMIT's
-            await self._answer_unhandled(failed, work, scope, receive, send_error)
+            await self._answer_unhandled(failed, scope, receive, send_error, started=work.started)
             raise
         if isinstance(error, Exception):
-            await self._answer_unhandled(error, work, scope, receive, send_error)
+            await self._answer_unhandled(error, scope, receive, send_error, started=work.started)
         return False
 
-    async def _pass_on(self, work: Work, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self._app(scope, receive, send_and_note)
         except Exception as error:
-            await self._answer_unhandled(error, work, scope, receive, send)
+            await self._answer_unhandled(error, scope, receive, send, started=started)
             raise
 
-    async def _answer_unhandled(self, error: Exception, work: Work, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer_unhandled(
+        self, error: Exception, scope: Scope, receive: Receive, send: Send, *, started: bool = False
+    ) -> None:
         """Do what Starlette does with an error that nobody has handled, but raise it."""
         if scope["type"] != "http" or isinstance(error, CommitFailed):  # the latter is for an application around
             return
-        started = work.started
         answering = ServerErrorMiddleware(_failing(error, started), self.handler, self.debug)
         try:
             await answering(scope, receive, _drop if started else send)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,6 +84,13 @@ def make_app(name: str = "sanic_test") -> Sanic:
 
     def value(rid: str) -> str:
         return str(peewee.Select([], [peewee.Value(rid).alias("v")]).bind(database).scalar())
+
+    def two_queries(loop: asyncio.AbstractEventLoop) -> None:
+        value("one")
+        turn = threading.Event()
+        loop.call_soon_threadsafe(loop.call_soon, turn.set)
+        assert turn.wait(10)
+        assert database._in_use, "the connection is gone between two queries"
 
     # -- the application's own hooks: some of them fail ----------------------------------------------------------------
 
@@ -247,7 +255,12 @@ def make_app(name: str = "sanic_test") -> Sanic:
             await asyncio.to_thread(value, rid)
         response = await request.respond(content_type="text/plain")
         await response.send(rid)
-        if how == "run":
+        if how == "between":  # two queries of a thread: what the loop does meanwhile is not the thread's business
+            await asyncio.to_thread(two_queries, asyncio.get_running_loop())
+            await response.send(rid)
+        elif how in ("run", "eof"):
+            if how == "eof":
+                await response.eof()
             await orm.run(value, rid)
         elif how != "before":
             await response.send(await asyncio.to_thread(value, rid) if how == "thread" else value(rid))

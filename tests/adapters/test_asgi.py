@@ -182,8 +182,9 @@ class Watched(Runtime):
 
     @property
     def drained(self):
-        if self.meanwhile is not None:
-            self.meanwhile()
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
 
     @drained.setter
     def drained(self, callback):
@@ -354,7 +355,8 @@ async def test_a_lifespan_that_is_cancelled_stops_the_databases(sqlite):
     assert not wrapped.runtime.in_flight()
 
 
-async def test_the_end_of_an_application_waits_for_a_request_that_has_asked_for_nothing_yet(sqlite):
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_the_end_of_an_application_waits_for_a_request_that_has_asked_for_nothing_yet(sqlite, frozen):
     """It may do so while it ends: a server that waits no longer cancels it before it ends the lifespan."""
     begun, found = asyncio.Event(), []
 
@@ -370,12 +372,42 @@ async def test_the_end_of_an_application_waits_for_a_request_that_has_asked_for_
     await wrapped.runtime.start_async()
     request = asyncio.create_task(wrapped({"type": "http", "method": "GET", "path": "/"}, None, None))
     await begun.wait()
+    if frozen:
+        gc.freeze()
     request.cancel()
     await wrapped.runtime.stop_async()
+    gc.unfreeze()
     assert found == ["1"]
     assert not sqlite._connections
     with pytest.raises(asyncio.CancelledError):
         await request
+
+
+async def test_the_end_of_an_application_waits_for_a_request_that_comes_meanwhile(sqlite):
+    begun, go = asyncio.Queue(), asyncio.Event()
+
+    async def app(scope, receive, send):
+        begun.put_nowait(scope["path"])
+        await go.wait()
+        found.append(value(sqlite))
+
+    def request(path):
+        return asyncio.create_task(wrapped({"type": "http", "method": "GET", "path": path}, None, None))
+
+    found: list[str] = []
+    wrapped = PeeweeMiddleware(app, sqlite, close_timeout=30)
+    await wrapped.runtime.start_async()
+    requests = [request("/first")]
+    await begun.get()
+    stop = asyncio.create_task(wrapped.runtime.stop_async())
+    await asyncio.sleep(0)
+    assert wrapped.runtime.drained is not None
+    requests.append(request("/second"))
+    await begun.get()
+    go.set()
+    await asyncio.gather(stop, *requests)
+    assert found == ["1", "1"]
+    assert not sqlite._connections
 
 
 async def test_the_end_of_an_application_goes_through_no_objects_if_nothing_is_in_flight(sqlite, monkeypatch):

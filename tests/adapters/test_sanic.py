@@ -235,7 +235,7 @@ def test_an_idle_stream_holds_no_connection(server, rid):
         client.drop()
 
 
-@pytest.mark.parametrize("how", ["before", "inline", "thread", "run"])
+@pytest.mark.parametrize("how", ["before", "inline", "thread", "run", "eof", "between"])
 def test_an_idle_stream_holds_no_connection_wherever_it_has_queried_first(server, rid, how):
     """Nothing stands in the way of its response before that."""
     clients = [server.client() for _ in range(10)]

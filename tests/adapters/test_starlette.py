@@ -769,12 +769,12 @@ def test_who_looks_for_starlettes_outermost_layer_finds_it(sqlite):
     inner, seen = outermost.app, []
 
     async def instrumented(scope, receive, send):
-        seen.append((scope["path"], current_scope() is not None))
+        seen.append((scope["path"], current_scope()))
         await inner(scope, receive, send)
 
     outermost.app = instrumented
     assert TestClient(app).get("/").text == "1"
-    assert seen == [("/", True)]
+    assert seen == [("/", None)]  # our scope is what he has wrapped
     everything_is_back(orm, sqlite)
 
 
@@ -1083,3 +1083,167 @@ def test_a_lifespan_that_cannot_work_is_refused(sqlite, mine):
 def test_an_application_of_another_framework_is_refused(sqlite):
     with pytest.raises(ConfigurationError, match=r"Flask.*peewee_frameworks\.starlette"):
         Peewee(sqlite).init_app(flask.Flask("other"))
+
+
+# -- other layers about ours ---------------------------------------------------------------------------------------------
+
+
+class Layer:
+    """Somebody's middleware, which sees what passes."""
+
+    def __init__(self, app, seen=None):
+        self.app, self.seen = app, [] if seen is None else seen
+
+    async def __call__(self, scope, receive, send):
+        self.seen.append(scope["type"])
+        await self.app(scope, receive, send)
+
+
+@pytest.mark.parametrize("handler", [None, "sync"])
+@pytest.mark.parametrize("replaces", [True, False])
+def test_instrumentation_takes_what_is_inside_of_starlettes_layer_along(database, replaces, handler):
+    """OpenTelemetry's puts a layer of its own in the place of the outermost; others go between it and what is inside."""
+    scopes = []
+
+    def query(request):
+        scopes.append(current_scope())
+        return PlainTextResponse(value(database))
+
+    def fail(request):
+        raise LookupError
+
+    def handle(request, error):
+        scopes.append(current_scope())
+        return PlainTextResponse(value(database, "sorry"), 500)
+
+    handlers = {} if handler is None else {500: handle}
+    app = Starlette(routes=[Route("/", query), Route("/fail", fail)], exception_handlers=handlers)
+    orm = Peewee(database, create_tables=[])
+    orm.init_app(app)
+    seen = []
+    stack = app.build_middleware_stack()
+    if replaces:
+        found = stack
+        while not isinstance(found, ServerErrorMiddleware):
+            found = found.app
+        app.middleware_stack = ServerErrorMiddleware(Layer(found.app, seen), found.handler)
+    else:
+        stack.app = Layer(stack.app, seen)
+        app.middleware_stack = stack
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/").text == "1"
+        assert client.get("/fail").text == ("Internal Server Error" if handler is None else "sorry")
+    assert seen == ["lifespan", "http", "http"]
+    assert None not in scopes[:1] + ([] if replaces else scopes)  # what replaces our layer has its handlers outside
+
+
+@pytest.mark.parametrize("handler", [False, True])
+def test_each_of_two_instances_on_one_application_starts_and_stops_its_database(make_place, handler):
+    databases = [make_place("sqlite").make_database(timeout=2) for _ in range(2)]
+    app = Starlette(
+        routes=[Route("/", lambda request: PlainTextResponse(value(databases[0]) + value(databases[1])))],
+        exception_handlers={500: lambda request, error: PlainTextResponse("sorry")} if handler else {},
+    )
+    items = [make_item(database, create=False) for database in databases]
+    for database, item in zip(databases, items, strict=True):
+        Peewee(database, create_tables=[item]).init_app(app)
+    with TestClient(app) as client:
+        assert client.get("/").text == "11"
+        with connection_scope(*databases):
+            assert [item.table_exists() for item in items] == [True, True]
+    assert not any(database._connections or database._in_use for database in databases)
+
+
+@pytest.mark.parametrize("handler", [False, True])
+@pytest.mark.parametrize("how", ["mounted", "before", "after"])
+def test_a_commit_that_fails_is_answered_though_an_inner_instance_has_passed_the_response_on(make_place, how, handler):
+    """They share the scope of the request, for they share the database."""
+    database = make_place("sqlite").make_database(timeout=2, pragmas={"foreign_keys": 1})
+    item, part = make_models(database)
+    with connection_scope(database):
+        database.create_tables([item, part])
+
+    def spoil(request):
+        part.create(item=-1)
+        return PlainTextResponse("ok")
+
+    handlers = {500: lambda request, error: PlainTextResponse(type(error).__name__, 500)} if handler else {}
+    plain, atomic = Peewee(database), Peewee(database, transaction=True)
+    inner = Starlette(routes=[Route("/", spoil)], exception_handlers={} if how == "mounted" else handlers)
+    app = Starlette(routes=[Mount("/", inner)], exception_handlers=handlers) if how == "mounted" else inner
+    for orm in (plain, atomic) if how != "after" else (atomic, plain):
+        orm.init_app(inner if orm is plain else app)
+    response = TestClient(app, raise_server_exceptions=False).get("/")
+    assert response.text == ("IntegrityError" if handler else "Internal Server Error")
+    assert not in_use(database)
+
+
+def test_a_request_whose_scope_the_application_has_emptied_gives_its_connection_back(database):
+    async def app(scope, receive, send):
+        sent = value(database)
+        scope.clear()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": sent.encode()})
+
+    orm = Peewee(database)
+    served = Starlette(routes=[Mount("/", app)])
+    orm.init_app(served)
+    for _ in range(3):
+        assert TestClient(served).get("/").text == "1"
+    assert not in_use(database)
+    assert not orm.runtime.in_flight()
+
+
+def test_a_proxy_that_nobody_initialises_is_an_error_page():
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("ok"))])
+    Peewee(peewee.DatabaseProxy()).init_app(app)
+    assert TestClient(app, raise_server_exceptions=False).get("/").text == "Internal Server Error"
+    with pytest.raises(ConfigurationError, match="initialize"):
+        TestClient(app).get("/")
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_mounted_application_that_starts_and_fails_below_buffering_middleware_ends_with_its_error(sqlite, bare):
+    """`BaseHTTPMiddleware` has not passed the start on by then."""
+
+    class Passing(BaseHTTPMiddleware):
+        async def dispatch(self, request, call_next):
+            return await call_next(request)
+
+    async def fail(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise LookupError("mine")
+
+    inner = Starlette(routes=[Mount("/", fail)])
+    app = Starlette(routes=[Mount("/", inner)], middleware=[Middleware(Passing)])
+    if not bare:
+        orm = Peewee(sqlite)
+        orm.init_app(inner)
+        orm.init_app(app)
+    with pytest.raises(LookupError, match="mine"):
+        TestClient(app).get("/")
+
+
+@pytest.mark.anyio
+async def test_what_calls_run_after_its_request_leaves_nothing(sqlite):
+    tasks = []
+
+    async def late(ended):
+        await ended.wait()
+        return await orm.run(lambda: 1)
+
+    async def serve(request):
+        tasks.append((ended := asyncio.Event(), asyncio.create_task(late(ended))))
+        return PlainTextResponse("ok")
+
+    app = Starlette(routes=[Route("/", serve)])
+    orm = Peewee(sqlite, close_timeout=30)
+    orm.init_app(app)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as client:
+        for _ in range(3):
+            assert (await client.get("/")).text == "ok"
+    for ended, task in tasks:
+        ended.set()
+        await asyncio.wait([task])
+    assert not orm.runtime.live
+    orm.runtime.stop()
