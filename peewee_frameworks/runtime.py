@@ -118,6 +118,8 @@ class Runtime:
         self.plain: list[State] | None = None
         # Whether `policy` may say anything but lazy and not atomic; most applications need not ask for each request.
         self.has_policy = False
+        # Whether a part of the application has a policy by which its requests are transactions; for the doctor.
+        self.parts_are_atomic = False
         # Whether health endpoints are mounted somewhere: `policy` must be told which requests are theirs.
         self.has_health = False
         # Whether the last application has been told to stop: streams of events end, and no traffic should come.

@@ -168,6 +168,7 @@ class Peewee(Extension):
             raise ConfigurationError(f"policy() has no option {', '.join(sorted(unknown))}; it has {_POLICY}.")
         dataclasses.replace(Options(), **given)  # refuse here, not at the first request
         self._policies.append((blueprint, given))
+        self.runtime.parts_are_atomic |= given.get("transaction", False) is not False
         self._of_route.clear()
         for app in _applications():
             if self in _installed(app):

@@ -7,12 +7,16 @@ import inspect
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from peewee_frameworks.extension import Extension
+
 from .case import is_async
 from .report import Finding
 from .target import lifespan_instances, middleware_instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from peewee_frameworks.runtime import Runtime
 
     from .case import Case
     from .serving import Serving
@@ -62,13 +66,38 @@ def _of_route(route: Any) -> Iterator[Any]:
         return
     yield from _methods(endpoint)
     dependant = getattr(route, "dependant", None) or getattr(original, "dependant", None)
-    yield from _of_dependant(dependant)
+    for call in _dependencies(dependant):
+        yield from _methods(call)
 
 
-def _of_dependant(dependant: Any) -> Iterator[Any]:
+def _dependencies(dependant: Any) -> Iterator[Any]:
     for each in getattr(dependant, "dependencies", ()):
-        yield from _methods(each.call)
-        yield from _of_dependant(each)
+        yield each.call
+        yield from _dependencies(each)
+
+
+def has_transactions(target: Target, runtime: Runtime) -> bool:
+    """Return whether requests may be transactions: by option, by a Sanic blueprint's policy, by FastAPI's dependency."""
+    if runtime.options.transaction is not False or runtime.parts_are_atomic:
+        return True
+    return any(_is_transaction_of(call, runtime) for call in _dependencies_in(getattr(target.app, "routes", ())))
+
+
+def _dependencies_in(routes: Iterable[Any]) -> Iterator[Any]:
+    for route in routes:
+        included = getattr(route, "effective_route_contexts", None)
+        if included is not None:
+            yield from _dependencies_in(included())
+        elif (inner := getattr(route, "routes", None)) is not None:
+            yield from _dependencies_in(inner)
+        else:
+            original = getattr(route, "original_route", None)
+            yield from _dependencies(getattr(route, "dependant", None) or getattr(original, "dependant", None))
+
+
+def _is_transaction_of(call: Any, runtime: Runtime) -> bool:
+    own = getattr(call, "__self__", None)
+    return isinstance(own, Extension) and own.runtime is runtime and call.__name__ == "transaction"
 
 
 def _methods(endpoint: Any) -> Iterator[Any]:

@@ -9,6 +9,7 @@ import playhouse.pool
 
 from peewee_frameworks.sqlite import is_in_memory
 
+from .frameworks import has_transactions
 from .report import Finding
 
 if TYPE_CHECKING:
@@ -85,13 +86,13 @@ def findings(case: Case, server: Server) -> Iterator[Finding]:
             if case.pool.kind == "none"
             else "no busy_timeout=0 among the pragmas",
         )
-    if case.runtime is not None and case.runtime.options.transaction is not False and case.database._lock_type is None:
+    runtime = case.runtime
+    if runtime is not None and case.database._lock_type is None and has_transactions(case.target, runtime):
         yield Finding(
             "sqlite-deferred",
             "warning",
             "Requests run in transactions, which begin as readers (lock_type is not set).",
             "A transaction that has read and then writes fails at once with 'database is locked' if another one has "
             "written meanwhile; the busy timeout does not help there.",
-            "lock_type='IMMEDIATE' among the database's keywords, and transaction=… a function that picks the "
-            "requests that write",
+            "lock_type='IMMEDIATE' among the database's keywords, and transactions only for the requests that write",
         )

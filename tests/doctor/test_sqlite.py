@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import peewee
 import playhouse.pool
 import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from sanic import Blueprint, Sanic
 from starlette.applications import Starlette
 
-from peewee_frameworks import connection_scope
+from peewee_frameworks import connection_scope, fastapi, sanic
 from peewee_frameworks.pool import PooledSqliteDatabase
 from peewee_frameworks.starlette import Peewee
 from tests.doctor.helpers import found, look, severities
@@ -74,6 +76,31 @@ def test_without_a_busy_timeout_the_second_writer_fails_at_once(
     raw.execute("COMMIT")
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize("framework", ["fastapi", "sanic"])
+def test_transactions_of_parts_of_an_application_are_found_too(
+    sqlite: Place, sound: Callable[..., Any], framework: str, atomic: bool
+) -> None:
+    """FastAPI's dependency, in a router that is included; a Sanic blueprint's policy."""
+    database = sound(sqlite)
+    app: Any
+    if framework == "fastapi":
+        orm = fastapi.Peewee(database)
+        router = APIRouter()
+        router.add_api_route("/", lambda: None, dependencies=[Depends(orm.transaction if atomic else orm.connection)])
+        app = FastAPI()
+        app.include_router(router, prefix="/in")
+        orm.init_app(app)
+    else:
+        blueprint = Blueprint("part")
+        app = Sanic(f"doctored{atomic}")
+        app.blueprint(blueprint)
+        served = sanic.Peewee(database)
+        served.init_app(app)
+        served.policy(blueprint, **{"transaction": True} if atomic else {"connect": "lazy"})
+    assert ("sqlite-deferred" in severities(app)) is atomic
 
 
 def test_a_transaction_that_reads_and_then_writes(sqlite: Place, sound: Callable[..., Any], raw: Any) -> None:
