@@ -16,7 +16,7 @@ from .frame import current_frames
 from .http import Problem, answer_to
 from .queries import times_of
 from .runtime import Runtime
-from .scope import Scope, printable
+from .scope import Scope, complete, printable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -79,8 +79,16 @@ class ScopeMiddleware:
         work = _open(scope, runtime, outer)
         if runtime.options.server_timing:
             send = _with_times(work, send)
+
+        async def send_in_scope(message: Message) -> None:
+            # A handler has queried in the transaction that failed. What follows, a background task, does not.
+            if work.failed is not None and message["type"] == "http.response.start":
+                await complete(work, work.failed, runtime)
+                runtime.release_early(work)
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_in_scope)
         finally:
             # Nothing here awaits, so a cancelled request gives its connection back too.
             runtime.end(work)
@@ -105,8 +113,12 @@ async def _send(work: Scope, runtime: Runtime, message: Message, out: Send) -> N
             await runtime.complete_async(work, message["status"])
         except Exception as error:
             raise CommitFailed(runtime) from error
-        await out(message)
-        work.started = True  # and not before: an application around may have failed to commit
+        work.started = True
+        try:
+            await out(message)
+        except CommitFailed:  # of an application around, which shares the scope: nothing has been sent
+            work.started = False
+            raise
         return
     await out(message)
     if message["type"] == "http.response.body":
@@ -259,6 +271,7 @@ class RequestMiddleware:
                 await self._app(scope, receive, functools.partial(_send, work, self.runtime, out=send))
         except (Exception, asyncio.CancelledError) as error:
             if not await self._answers(error, work, scope, receive, send):
+                work.failed = error
                 raise
 
     async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

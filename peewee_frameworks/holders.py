@@ -154,8 +154,14 @@ def label_of(state: Any, conn: Any) -> str | None:
     """Return what messages call the unit of work that holds a connection, as far as that is known."""
     if not isinstance(state, State):  # of Peewee's own, which knows neither scopes nor owners
         return None
-    use = uses_of(state).get(id(conn))
-    return None if use is None else use.frame.label
+    for frame in state.implicit_frames():
+        if frame.conn is conn:
+            return frame.label
+    for scope in open_in_process():
+        found = scope.frames.get(state)
+        if found is not None and found.conn is conn:
+            return found.label
+    return None
 
 
 def describe(state: Any, conns: Collection[Any]) -> dict[int, Suspect]:

@@ -96,6 +96,8 @@ class Scope(Frames):
     label: str
     parent: Scope | None = None
     """The scope around, if any."""
+    failed: BaseException | None = None
+    """What has left the application, for whoever answers it around."""
     _on_release: Callable[[], None] | None = None
     _token: contextvars.Token[Frames | None] | None = None
 

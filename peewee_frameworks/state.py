@@ -310,7 +310,7 @@ class State:
     def note_timeout(self, error: PoolTimeout) -> None:
         """Count a unit of work that was not admitted in time by `orm.run`, where the pool counts."""
         pool = getattr(self.database, "pool", None)
-        if pool is not None:
+        if pool is not None and hasattr(pool, "note_timeout"):  # not one that somebody has called so
             pool.note_timeout(error)
 
     def implicit_frames(self) -> list[Frame]:

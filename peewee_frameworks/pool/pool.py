@@ -94,6 +94,7 @@ class Pool:
         self._armed = False  # a leak was suspected
         self.describe: Callable[[list[Any]], Mapping[int, Suspect]] = lambda _conns: {}
         self.label_of: Callable[[Any], str | None] = lambda _conn: None
+        self._labelled: tuple[Any, str | None] = (None, None)
         self._suspended_error = False
         self._emptied: ThreadWaiter | None = None
         self.cut: dict[int, Entry] = {}  # taken from their users, by drivers that must not close under these; by id()
@@ -433,13 +434,19 @@ class Pool:
         if held:
             longest = min(held, key=lambda entry: entry.since)
             message += f"; longest in use: connection {longest.id} for {self._clock() - longest.since:.3f} s"
-            label = self.label_of(longest.conn)
+            label = self._label_of(longest)
             if label is not None:
                 message += f" by {label}"
                 if label.endswith(OUTSIDE):
                     message += " (in an application: was init_app forgotten, or to give Peewee this database?)"
             message += _thread_name(longest.thread)
         return kind(message + ").")
+
+    def _label_of(self, entry: Entry) -> str | None:
+        use = entry.id, entry.since
+        if self._labelled[0] != use:  # of an exhausted pool hundreds of callers ask for the same one
+            self._labelled = use, self.label_of(entry.conn)
+        return self._labelled[1]
 
     def _numbers(self) -> str:
         engine = self._engine

@@ -712,8 +712,11 @@ def test_an_unhandled_error_is_answered_as_without_us(sqlite, how, handler, debu
         assert messages == bare
 
 
+@pytest.mark.parametrize("instrumented", [False, True])
 @pytest.mark.parametrize("handled", ["by its class", "as 500"])
-def test_an_error_handler_is_in_the_transaction_that_failed_and_its_background_task_is_not(database, item, handled):
+def test_an_error_handler_is_in_the_transaction_that_failed_its_background_task_not(
+    database, item, handled, instrumented
+):
     """So that a row about the error can be kept, on SQLite too, where a second writer would wait in vain."""
 
     def fail(request):
@@ -729,6 +732,9 @@ def test_an_error_handler_is_in_the_transaction_that_failed_and_its_background_t
     app = Starlette(routes=[Route("/", fail)], exception_handlers=handlers)
     orm = Peewee(database, transaction=True)
     orm.init_app(app)
+    if instrumented:
+        app.middleware_stack = outermost = app.build_middleware_stack()
+        outermost.app = Layer(outermost.app)
     with TestClient(app, raise_server_exceptions=False) as client:
         assert client.get("/").text == "sorry"
         everything_is_back(orm, database)
@@ -1247,3 +1253,30 @@ async def test_what_calls_run_after_its_request_leaves_nothing(sqlite):
         await asyncio.wait([task])
     assert not orm.runtime.live
     orm.runtime.stop()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("handler", [False, True])
+@pytest.mark.parametrize("queries", [False, True])
+async def test_a_response_whose_start_cannot_be_sent_is_not_started_again(sqlite, queries, handler):
+    """The server may have noted it."""
+    sent = []
+
+    async def send(message):
+        sent.append(message["type"])
+        raise OSError("gone")
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def serve(request):
+        return PlainTextResponse(value(sqlite) if queries else "ok")
+
+    handlers = {500: lambda request, error: PlainTextResponse("sorry", 500)} if handler else {}
+    app = Starlette(routes=[Route("/", serve)], exception_handlers=handlers)
+    Peewee(sqlite).init_app(app)
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "root_path": ""}
+    with pytest.raises(OSError, match="gone"):
+        await app(scope, receive, send)
+    assert sent == ["http.response.start"]
+    assert not in_use(sqlite)
