@@ -1182,6 +1182,7 @@ def test_a_commit_that_fails_is_answered_though_an_inner_instance_has_passed_the
     response = TestClient(app, raise_server_exceptions=False).get("/")
     assert response.text == ("IntegrityError" if handler else "Internal Server Error")
     assert not in_use(database)
+    database.close_all()
 
 
 def test_a_request_whose_scope_the_application_has_emptied_gives_its_connection_back(database):
