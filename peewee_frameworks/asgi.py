@@ -80,15 +80,8 @@ class ScopeMiddleware:
         if runtime.options.server_timing:
             send = _with_times(work, send)
 
-        async def send_in_scope(message: Message) -> None:
-            # A handler has queried in the transaction that failed. What follows, a background task, does not.
-            if work.failed is not None and message["type"] == "http.response.start":
-                await complete(work, work.failed, runtime)
-                runtime.release_early(work)
-            await send(message)
-
         try:
-            await self.app(scope, receive, send_in_scope)
+            await self.app(scope, receive, functools.partial(send_after_rollback, work, runtime, send))
         finally:
             # Nothing here awaits, so a cancelled request gives its connection back too.
             runtime.end(work)
@@ -104,6 +97,17 @@ def _open(scope: MutableMapping[str, Any], runtime: Runtime, outer: Scope | None
     scope[SCOPE_KEY] = work
     runtime.enter(work)
     return work
+
+
+async def send_after_rollback(work: Scope, runtime: Runtime, send: Send, message: Message) -> None:
+    """Send a part of the response to an error that has left the application, if one has.
+
+    Until its first byte a handler has queried in the transaction that failed. What follows, a background task, does not.
+    """
+    if work.failed is not None and message["type"] == "http.response.start":
+        await complete(work, work.failed, runtime)
+        runtime.release_early(work)
+    await send(message)
 
 
 async def _send(work: Scope, runtime: Runtime, message: Message, out: Send) -> None:
@@ -271,7 +275,6 @@ class RequestMiddleware:
                 await self._app(scope, receive, functools.partial(_send, work, self.runtime, out=send))
         except (Exception, asyncio.CancelledError) as error:
             if not await self._answers(error, work, scope, receive, send):
-                work.failed = error
                 raise
 
     async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -285,6 +288,8 @@ class RequestMiddleware:
         Raises: the error of a COMMIT in place of what has carried it.
         """
         del scope, receive
+        if work.owner is self.runtime:
+            work.failed = error
         if not isinstance(error, CommitFailed):
             await self.runtime.roll_back_async(work, error)
             return not work.started and await self._has_answered(error, send)

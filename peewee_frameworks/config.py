@@ -5,7 +5,6 @@ Secrets never appear in a message or a repr: a URL is shown without its user, pa
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import inspect
 import logging
@@ -19,6 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import peewee
 
 from .errors import ConfigurationError
+from .spelling import DISTANTLY, nearly
 
 logger = logging.getLogger("peewee_frameworks.app")
 
@@ -416,8 +416,8 @@ def _of_pool(name: str) -> str:
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+    meant = nearly(name, known, DISTANTLY)
+    return f" Did you mean {meant}?" if meant else ""
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

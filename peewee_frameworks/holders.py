@@ -151,12 +151,12 @@ def places_of(uses: Collection[Use], *, greenlets: bool = False) -> dict[int, Pl
 
 
 def label_of(state: Any, conn: Any) -> str | None:
-    """Return what messages call the unit of work that holds a connection, as far as that is known."""
+    """Return what an exhausted pool's message calls who holds a connection, as far as that is known."""
     if not isinstance(state, State):  # of Peewee's own, which knows neither scopes nor owners
         return None
     for frame in state.implicit_frames():
         if frame.conn is conn:
-            return frame.label
+            return f"{frame.label} (in an application: was init_app forgotten, or to give Peewee this database?)"
     for scope in open_in_process():
         found = scope.frames.get(state)
         if found is not None and found.conn is conn:

@@ -1,13 +1,10 @@
-"""What databases, and who uses them, are called in messages."""
+"""What databases are called in messages."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import peewee
-
-OUTSIDE = "outside any scope"
-"""How the label of a connection ends that no request, job or `connection_scope` holds."""
 
 
 def display_name(database: Any) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import threading
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,11 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse
 
 from . import waiting
-from .asgi import CommitFailed, LifespanMiddleware, RequestMiddleware, ScopeMiddleware
+from .asgi import CommitFailed, LifespanMiddleware, RequestMiddleware, ScopeMiddleware, send_after_rollback
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import HANDLED, answer_to
 from .runtime import HEALTH
-from .scope import complete
 from .waiting import Lender
 
 if TYPE_CHECKING:
@@ -232,22 +232,21 @@ class _Outermost(RequestMiddleware, ServerErrorMiddleware):
         await super()._serve(scope, receive, send)
 
     async def _answers(self, error: BaseException, work: Work, scope: Scope, receive: Receive, send: Send) -> bool:
-        async def send_error(message: Message) -> None:
-            # Until now a handler has queried in the transaction. What follows, a background task, does not.
-            if message["type"] == "http.response.start":
-                await complete(work, error, self.runtime)
-                self.runtime.release_early(work)
-            await send(message)
-
         try:
             if await super()._answers(error, work, scope, receive, send):
                 return True
         except Exception as failed:  # a COMMIT's
-            await self._answer_unhandled(failed, scope, receive, send_error, started=work.started)
+            await self._answer_after_rollback(failed, work, scope, receive, send)
             raise
         if isinstance(error, Exception):
-            await self._answer_unhandled(error, scope, receive, send_error, started=work.started)
+            await self._answer_after_rollback(error, work, scope, receive, send)
         return False
+
+    async def _answer_after_rollback(
+        self, error: Exception, work: Work, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        sending = functools.partial(send_after_rollback, work, self.runtime, send)
+        await self._answer_unhandled(error, scope, receive, sending, started=work.started)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False

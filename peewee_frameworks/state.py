@@ -41,7 +41,7 @@ from .frame import (
     running_loop,
 )
 from .guarded import Guarded, GuardedPool, GuardedProxy, GuardedUnpooled, statement_methods
-from .names import OUTSIDE, display_name
+from .names import display_name
 from .sqlite import is_in_memory, is_other_sqlite, prepare_sqlite
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class State:
 
     def _create_implicit(self) -> Frame:
         owner = implicit_owner()
-        frame = PrivateFrame(self, f"{_owner_name(owner)}, {OUTSIDE}")
+        frame = PrivateFrame(self, f"{_owner_name(owner)}, outside any scope")
         key, implicit, orphans = id(owner), self._implicit, self.orphans
 
         def collected(ref: weakref.ref[Any]) -> None:

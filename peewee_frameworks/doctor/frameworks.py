@@ -52,22 +52,23 @@ def endpoints(target: Target) -> Iterator[Endpoint]:
 
 
 def _of_starlette(routes: Iterable[Any]) -> Iterator[Any]:
+    for endpoint, dependant in _leaves(routes):
+        yield from _methods(endpoint)
+        for call in _dependencies(dependant):
+            yield from _methods(call)
+
+
+def _leaves(routes: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Give each endpoint with what FastAPI knows of its dependencies, those in mounts and included routers too."""
     for route in routes:
         included = getattr(route, "effective_route_contexts", None)  # FastAPI includes routers lazily
         for each in included() if included is not None else (route,):
-            yield from _of_route(each)
-
-
-def _of_route(route: Any) -> Iterator[Any]:
-    original = getattr(route, "original_route", None)
-    endpoint = getattr(route, "endpoint", None) or getattr(original, "endpoint", None)
-    if endpoint is None:
-        yield from _of_starlette(getattr(route, "routes", None) or ())  # a Mount
-        return
-    yield from _methods(endpoint)
-    dependant = getattr(route, "dependant", None) or getattr(original, "dependant", None)
-    for call in _dependencies(dependant):
-        yield from _methods(call)
+            original = getattr(each, "original_route", None)
+            endpoint = getattr(each, "endpoint", None) or getattr(original, "endpoint", None)
+            if endpoint is None:
+                yield from _leaves(getattr(each, "routes", None) or ())  # a Mount
+            else:
+                yield endpoint, getattr(each, "dependant", None) or getattr(original, "dependant", None)
 
 
 def _dependencies(dependant: Any) -> Iterator[Any]:
@@ -80,19 +81,11 @@ def has_transactions(target: Target, runtime: Runtime) -> bool:
     """Return whether requests may be transactions: by option, by a Sanic blueprint's policy, by FastAPI's dependency."""
     if runtime.options.transaction is not False or runtime.parts_are_atomic:
         return True
-    return any(_is_transaction_of(call, runtime) for call in _dependencies_in(getattr(target.app, "routes", ())))
-
-
-def _dependencies_in(routes: Iterable[Any]) -> Iterator[Any]:
-    for route in routes:
-        included = getattr(route, "effective_route_contexts", None)
-        if included is not None:
-            yield from _dependencies_in(included())
-        elif (inner := getattr(route, "routes", None)) is not None:
-            yield from _dependencies_in(inner)
-        else:
-            original = getattr(route, "original_route", None)
-            yield from _dependencies(getattr(route, "dependant", None) or getattr(original, "dependant", None))
+    return any(
+        _is_transaction_of(call, runtime)
+        for _, dependant in _leaves(getattr(target.app, "routes", ()))
+        for call in _dependencies(dependant)
+    )
 
 
 def _is_transaction_of(call: Any, runtime: Runtime) -> bool:

@@ -21,7 +21,6 @@ from peewee_frameworks.errors import (
     WouldBlock,
 )
 from peewee_frameworks.frame import running_loop
-from peewee_frameworks.names import OUTSIDE
 from peewee_frameworks.stacks import take
 from peewee_frameworks.waiting import lending
 
@@ -437,8 +436,6 @@ class Pool:
             label = self._label_of(longest)
             if label is not None:
                 message += f" by {label}"
-                if label.endswith(OUTSIDE):
-                    message += " (in an application: was init_app forgotten, or to give Peewee this database?)"
             message += _thread_name(longest.thread)
         return kind(message + ").")
 

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from peewee_frameworks.aio import urls as asynchronous
 from peewee_frameworks.config import split_url
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.spelling import DISTANTLY, nearly
 
 from . import database as databases
 
@@ -55,8 +55,8 @@ def suggest(scheme: str) -> str:
     base = scheme.partition("+")[0]
     meant = _ELSEWHERE.get(scheme) or _ELSEWHERE.get(base)
     if meant is None:
-        close = [base] if base in _CLASSES else difflib.get_close_matches(base, _CLASSES, n=1)
-        meant = f"{close[0]}+pool" if close else None
+        close = nearly(base, _CLASSES, DISTANTLY)
+        meant = close and f"{close}+pool"
     return "" if meant is None else f" Did you mean {meant}?"
 
 
