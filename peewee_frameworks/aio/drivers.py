@@ -5,21 +5,25 @@ Each function takes pwasyncio's wrapper of a connection, or the driver's own poo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
 import copy
 from typing import TYPE_CHECKING, Any
 
 from playhouse import pwasyncio
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncIterator
+
+# Seconds in which a server ends a statement that was cancelled, or is taken for dead.
+CANCEL_SECONDS = 2.0
 
 
 def abandon(conn: Any) -> asyncio.Future[Any] | None:
     """Close a connection here and now: no farewell, no matter what runs on it. Never raises.
 
-    Returns: a future if a thread of the connection is still to end; the loop must not be closed before.
+    Returns: a future if something of the connection is still to end; the loop must not be closed before.
     """
     raw = conn.conn
     if raw is None:
@@ -37,9 +41,30 @@ def abandon(conn: Any) -> asyncio.Future[Any] | None:
             raw.close()
             getattr(conn._pool, "_used", set()).discard(raw)
         else:
-            raw.terminate()
+            conn.conn = None
+            ending = _terminate(raw)
         return ending
     return None
+
+
+def _terminate(raw: Any) -> asyncio.Task[None] | None:
+    """Close asyncpg's connection, but not before the server knows that what runs on it was cancelled.
+
+    asyncpg says so on a connection of its own, in a task that `terminate` cancels; then the statement would run on, with its
+    locks and a place among the server's connections.
+    """
+    telling = {task for task in getattr(raw, "_cancellations", ()) if not task.done()}
+    if not telling:
+        raw.terminate()
+        return None
+
+    async def end() -> None:
+        try:
+            await asyncio.wait(telling, timeout=CANCEL_SECONDS)
+        finally:
+            raw.terminate()
+
+    return asyncio.get_running_loop().create_task(end(), name="peewee-cancel", context=contextvars.Context())
 
 
 async def free(conn: Any) -> None:

@@ -29,6 +29,7 @@ from peewee_frameworks.errors import ConfigurationError, PoolClosed, TooManyWait
 from peewee_frameworks.spelling import nearly
 from peewee_frameworks.state import install
 
+from .drivers import CANCEL_SECONDS
 from .refusals import Refusals, Refused
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ _ALL_OPTIONS = _POOL_OPTIONS | {"timeout", "wait_for_minimum", "pool_size", "poo
 # Seconds in which a server that has said something unasked answers, or is taken for dead.
 ASK_SECONDS = 2.0
 
-# Seconds in which a server ends a statement that was cancelled, or is taken for dead.
-CANCEL_SECONDS = 2.0
+# Connections kept open, unless the options say otherwise: psycopg's own default.
+MIN_SIZE = 4
 
 # Seconds for one connect, unless the connection parameters or PGCONNECT_TIMEOUT say otherwise; psycopg's own are 130.
 CONNECT_SECONDS = 10
@@ -236,7 +237,7 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         self,
         database: str | None,
         *,
-        min_size: int = 4,
+        min_size: int | None = None,
         max_size: int | None = None,
         timeout: float | None = None,
         wait_for_minimum: bool = False,
@@ -246,7 +247,7 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
 
         Args:
             database: its name, a URL or conninfo; None to call `init` later.
-            min_size: connections that the pool keeps open.
+            min_size: connections that the pool keeps open; by default 4, or `max_size` if that is less.
             max_size: connections at most; by default `min_size`.
             timeout: seconds to wait for a connection; 10 by default. (``acquire_timeout`` is the same.)
             wait_for_minimum: opening the pool waits for `min_size` connections, and fails if they do not come in time.
@@ -263,8 +264,10 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
         acquire_timeout = kwargs.pop("acquire_timeout", None)
         if None not in (timeout, acquire_timeout) and timeout != acquire_timeout:
             raise ConfigurationError("timeout and acquire_timeout mean the same: give one of them.")
-        min_size = min_size if pool_min_size is None else pool_min_size
+        min_size = pool_min_size if min_size is None else min_size
         max_size = pool_size if max_size is None else max_size
+        if min_size is None:
+            min_size = min(MIN_SIZE, max_size) if isinstance(max_size, int) else MIN_SIZE
         self.pool_options: dict[str, Any] = {name: kwargs.pop(name) for name in _POOL_OPTIONS & kwargs.keys()}
         self.pool_options |= {"min_size": min_size, "max_size": min_size if max_size is None else max_size}
         seconds = timeout if timeout is not None else acquire_timeout if acquire_timeout is not None else 10.0

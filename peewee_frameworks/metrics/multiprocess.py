@@ -88,9 +88,19 @@ def collect(names: set[str]) -> Iterator[Family]:
     from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - an extra
 
     _forget_dead()
-    for family in MultiProcessCollector(None).collect():  # type: ignore[no-untyped-call]
+    # Not those that `MultiProcessCollector.collect` would take: for a moment the file of a process that starts is empty, and
+    # for ever if it is killed then, and that is an error there (struct.error).
+    files = [str(path) for path in Path(os.environ[DIRECTORY]).glob("*.db") if _is_begun(path)]
+    for family in MultiProcessCollector.merge(files):  # type: ignore[no-untyped-call]
         if family.name in names:
             yield family
+
+
+def _is_begun(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:  # of a process that was found dead this very moment
+        return False
 
 
 class _Publisher:

@@ -306,6 +306,22 @@ def test_urls_and_wrong_options(make):
 
 
 @pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, (4, 4)),
+        ({"max_size": 20}, (4, 20)),
+        ({"max_size": 2}, (2, 2)),
+        ({"pool_size": 3}, (3, 3)),
+        ({"min_size": 6}, (6,) * 2),
+    ],
+)
+def test_one_size_alone_is_enough(options, sizes):
+    """A small pool needs no second option to say that it keeps fewer connections open."""
+    db = AsyncPsycopgDatabase("shop", **options)
+    assert (db.pool_options["min_size"], db.pool_options["max_size"]) == sizes
+
+
+@pytest.mark.parametrize(
     ("options", "remedy"),
     [
         ({"max_sise": 3}, "Did you mean max_size"),

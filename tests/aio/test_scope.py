@@ -26,6 +26,7 @@ from peewee_frameworks import (
 )
 from peewee_frameworks.http import UNAVAILABLE, problem_for
 from tests.aio.conftest import run, until
+from tests.support.concurrency import eventually
 
 
 @pytest.fixture
@@ -206,6 +207,26 @@ def test_a_cancelled_statement_outside_a_transaction_costs_only_its_connection(d
             async with asyncio.timeout(0.1):
                 await db.aexecute_sql(backend.slow)
         assert await db.count(Item.select()) == 0
+
+    play(work)
+
+
+@pytest.mark.parametrize("backend", ["asyncpg", "psycopg"], indirect=True)
+def test_a_cancelled_statement_ends_in_the_server_too(db, play, backend):
+    """Or it would go on there for nobody, with its locks and one of the server's connections."""
+
+    def running():
+        return [
+            session for session in backend.place.sessions() if session.state == "active" and "pg_sleep" in session.query
+        ]
+
+    async def work():
+        sleeping = asyncio.create_task(db.aexecute_sql(backend.slow))
+        await asyncio.to_thread(eventually, running)
+        sleeping.cancel()
+        await asyncio.wait([sleeping])
+        await asyncio.to_thread(eventually, lambda: not running(), 5)
+        assert await db.aexecute_sql("SELECT 1")
 
     play(work)
 

@@ -8,7 +8,7 @@ import pytest
 
 from peewee_frameworks.doctor import check, target
 from tests.doctor.helpers import source
-from tests.doctor.private import mariadb_with_tls, postgres_with_tls
+from tests.support.private import mariadb_with_tls, postgres_with_tls
 from tests.support.proxy import Proxy
 from tests.support.servers import KINDS, require_server, server_kwargs, server_url
 

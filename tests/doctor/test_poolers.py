@@ -15,7 +15,7 @@ from peewee_frameworks.aio import AsyncPsycopgDatabase
 from peewee_frameworks.pool import PooledPostgresqlDatabase
 from tests.doctor.helpers import SOUND, found, look, severities
 from tests.doctor.pooler import TransactionPooler
-from tests.doctor.private import pgbouncer
+from tests.support.private import pgbouncer
 from tests.support.servers import require_server, server_kwargs
 
 if TYPE_CHECKING:

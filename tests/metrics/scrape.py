@@ -50,6 +50,6 @@ def scrape(process: ServerProcess, path: str = "/metrics") -> Scrape:
     """GET the endpoint on a connection of its own."""
     with process.client() as client:
         response = client.get(path, Connection="close")
-    assert response.status == 200, response.text
+    assert response.status == 200, response.text + process.output
     assert response.headers["content-type"].startswith("text/plain; version="), response.headers
     return parse(response.text)

@@ -102,6 +102,16 @@ def test_what_is_left_after_the_end(directory: Path, tmp_path: Path):
         both(served, "release")
 
 
+def test_a_file_that_is_being_made_is_no_error(directory: Path, tmp_path: Path):
+    """The library makes it empty, and fails where it reads such a one; a killed process may leave it so."""
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(directory)}
+    with serving("flask", tmp_path, env=env) as served:
+        for kind in ("counter", "histogram", "gauge_livesum"):
+            (directory / f"{kind}_{2**22 + 1}.db").touch()  # of no process: numbers end below
+        served.provoke("fill")
+        served.eventually(value=2, **USED)
+
+
 def test_without_the_directory_a_scrape_says_what_is_missing(tmp_path: Path):
     """The application starts and serves all the same."""
     env = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "none")}

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 
+from peewee_frameworks import config
 from peewee_frameworks.pool import PooledSqliteDatabase
 from peewee_frameworks.pool.waiters import ThreadWaiter
 from peewee_frameworks.spelling import nearly
