@@ -382,7 +382,10 @@ class Pool:
         wait, seconds = seconds_to_wait(timeout)
         refusal = engine.enqueue(waiter)
         if refusal == "closed":
-            raise PoolClosed(f"Pool {self.name!r} is closed. Open it again with pool.open().")
+            raise PoolClosed(
+                f"Pool {self.name!r} is closed, by pool.close() or with the application that it served. Open it again with "
+                "pool.open()."
+            )
         if refusal == "full":
             self._recorder.count("refused")
             raise self._error(TooManyWaiters, f"max_waiting ({self.options.max_waiting}) callers are queued already")

@@ -197,10 +197,26 @@ def test_what_is_all_but_the_name_of_an_option_is_refused(typo, option):
         db.init("x.db", **{typo: 3})
 
 
+@pytest.mark.parametrize(
+    ("theirs", "option"),
+    [
+        ("pool_size", "max_connections"),  # pwasyncio, SQLAlchemy
+        ("max_size", "max_connections"),  # psycopg's pool
+        ("min_size", "min_connections"),
+        ("max_lifetime", "stale_timeout"),
+        ("pool_recycle", "stale_timeout"),
+        ("acquire_timeout", "timeout"),
+    ],
+)
+def test_the_name_of_another_pools_option_is_refused_with_ours(theirs, option):
+    with pytest.raises(ConfigurationError, match=rf"Unknown option {theirs}: it is called {option} here"):
+        PooledPostgresqlDatabase("shop", **{theirs: 3})
+
+
 def test_arguments_of_drivers_are_not_taken_for_typos():
     names = {*inspect.signature(pymysql.connections.Connection).parameters}
     names |= {default.keyword.decode() for default in psycopg.pq.Conninfo.get_defaults()}
-    names |= {"connection_timeout", "pool_size", "read_timeout", "cached_statements", "isolation_level"}
+    names |= {"connection_timeout", "read_timeout", "cached_statements", "isolation_level"}
     db = PooledPostgresqlDatabase("x", **dict.fromkeys(names - {"connect_timeout", "database", "self"}))
     assert "keepalives" in db.connect_params
 

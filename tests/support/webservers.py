@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from sanic import __version__ as sanic_version
+
 from tests.support.ports import HOST
 from tests.support.process import ServerProcess, python
 from tests.support.run_sanic import MANAGER_READY
@@ -82,7 +84,8 @@ def sanic(
     A worker loses a SIGTERM that comes between its listen and its main loop, and the manager one that comes before
     it knows of all workers (25.12): hence the wait for the lines that they write last.
     """
-    announce = {"Worker ready [": workers} | ({} if single_process else {MANAGER_READY: 1})
+    last = "Worker ready [" if sanic_version >= "25.12" else "Starting worker ["  # up to 25.3 there is nothing later
+    announce = {last: workers} | ({} if single_process else {MANAGER_READY: 1})
 
     def command(port: int) -> list[str]:
         settings = ["--host", HOST, "--port", str(port), "--no-motd", "--no-access-logs"]
