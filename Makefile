@@ -7,11 +7,14 @@ APP ?= flask_blog
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo screenshots test test-all contract lint types bench serve clean
+.PHONY: help demo screenshots test test-all test-lowest contract lint types bench serve clean
 
 # What a newer Python can change, and what of it does not take long: no matrix of web servers.
 ELSEWHERE ?= tests/core tests/pool tests/aio tests/observe $(wildcard tests/adapters/test_*.py) \
 	$(addprefix tests/gevent/test_,matrix.py kills.py storm.py)
+
+# What meets a framework or a driver.
+LOWEST ?= $(wildcard tests/adapters/test_*.py) tests/aio tests/metrics tests/gevent/test_matrix.py
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,8 +27,9 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[all]' --group servers
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+$(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[all]' --group dev
+	@rm -rf $(VENV)/lib/python3.*/site-packages/tests  # of sanic-ext 24.12, and would hide ours
 	@rm -rf $(VENV)/drivers
 	$(BIN)/python -m pip install --quiet --target $(VENV)/drivers --group drivers
 	@for driver in mysqlclient mariadb; do \
@@ -61,6 +65,10 @@ test-3.%:
 	else \
 		$(MAKE) --no-print-directory test VENV=$(VENV)-3.$* PYTHON="$$found" ARGS='$(ELSEWHERE) $(ARGS)'; \
 	fi
+
+test-lowest:  ## Run the tests of adapters and drivers with the oldest versions that pyproject.toml allows
+	$(MAKE) --no-print-directory test VENV=$(VENV)-lowest CONSTRAINTS=tests/lowest.txt \
+		ARGS='-W ignore::DeprecationWarning $(LOWEST) $(ARGS)'
 
 lint: $(VENV)/.dev  ## Ruff, rules and format
 	$(BIN)/ruff check .

@@ -264,7 +264,8 @@ def repair_psycopg() -> None:
     waiting: Any = sys.modules.get("psycopg.waiting")
     if waiting is not None and hasattr(waiting, "wait_poll"):
         waiting.wait = waiting.wait_poll
-        waiting._ready = waiting._ready_poll
+        if hasattr(waiting, "_ready_poll"):  # not in each version
+            waiting._ready = waiting._ready_poll
 
 
 # -- findings -----------------------------------------------------------------------------------------------------------

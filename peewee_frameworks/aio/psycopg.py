@@ -85,6 +85,10 @@ class _CutOff:
     async def wait(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return await super().wait(*args, **kwargs)  # type: ignore[misc]
+        except psycopg.Error as error:
+            if self._cutting is None:
+                raise
+            raise asyncio.CancelledError from error  # older versions raise what the cut has made of the statement
         finally:
             if self._cutting is not None:
                 self._cutting.cancel()

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import peewee
@@ -108,3 +109,20 @@ def test_importing_the_package_imports_no_framework_and_no_driver(alone):
 def test_importing_the_package_costs_less_than_30_ms(alone):
     """Above `import peewee`: processor time, the best of several, so that a busy machine does not judge."""
     assert min(alone()["seconds"] for _ in range(10)) < 0.03
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_may_be_installed():
+    """`make test-lowest` installs what lowest.txt says; pyproject.toml promises it to users."""
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    requirements = [
+        *project["dependencies"],
+        *(entry for extra in project["optional-dependencies"].values() for entry in extra),
+    ]
+    bounds = {re.sub(r"\[.*\]", "", entry).partition(",")[0] for entry in requirements if ">=" in entry}
+    tested = set((root / "tests" / "lowest.txt").read_text().replace("==", ">=").split())
+    missing = {
+        bound for bound in bounds if not any(re.fullmatch(re.escape(bound) + r"(\.0)*", entry) for entry in tested)
+    }
+    assert bounds
+    assert not missing
