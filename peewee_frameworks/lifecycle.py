@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from .scope import connection_scope
 from .state import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from .config import Options
     from .state import State
@@ -119,7 +120,8 @@ def _start(alias: str, state: State, options: Options) -> None:
         return
     try:
         with connection_scope(database, label=_LABEL):
-            database.connect()
+            with _arguments_named(alias, state):
+                database.connect()
             create_tables(database, models)
     except peewee.OperationalError as error:
         _unreachable(alias, state, options, error)
@@ -135,10 +137,25 @@ async def _start_async(alias: str, state: State, options: Options) -> None:
         return
     try:
         async with connection_scope(database, label=_LABEL):
-            await database.aconnect()
+            with _arguments_named(alias, state):
+                await database.aconnect()
             await database.run(create_tables, database, models)
     except peewee.OperationalError as error:
         _unreachable(alias, state, options, error)
+
+
+@contextlib.contextmanager
+def _arguments_named(alias: str, state: State) -> Iterator[None]:
+    """Say whose arguments they are that a driver does not take; which ones, it says itself."""
+    try:
+        yield
+    except TypeError as error:
+        if "argument" not in str(error):  # of a hook of the application, perhaps
+            raise
+        reason = " ".join(redact(str(error), [state.database]).split())
+        raise ConfigurationError(
+            f"Database {alias!r}, {state.name}: its driver does not take the arguments that it was made with: {reason}."
+        ) from error
 
 
 def _models_of(database: Any, options: Options) -> list[Any]:

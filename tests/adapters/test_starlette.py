@@ -16,6 +16,7 @@ import flask
 import httpx2
 import peewee
 import pytest
+from playhouse.pwasyncio import AsyncSqliteDatabase
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -317,6 +318,15 @@ def test_a_database_that_is_down_stops_the_start(tmp_path):
         pytest.raises(peewee.OperationalError, match=r"Database 'default'.*cannot be reached at start"),
         TestClient(app),
     ):
+        pass
+
+
+@pytest.mark.parametrize("kind", [peewee.SqliteDatabase, AsyncSqliteDatabase])
+def test_an_argument_that_the_driver_does_not_take_is_told_with_its_database(tmp_path, kind):
+    """The driver's own message names the argument, and no more."""
+    app = Starlette(lifespan=Peewee({"archive": kind(str(tmp_path / "file.db"), timeuot=3)}).lifespan())
+    expected = r"Database 'archive', .*file\.db'\): its driver does not take the arguments .*'timeuot'"
+    with pytest.raises(ConfigurationError, match=expected), TestClient(app):
         pass
 
 

@@ -276,7 +276,9 @@ def test_a_cancelled_statement_on_a_silent_server_is_given_up_soon(make, proxy, 
             done, _ = await asyncio.wait([statement], timeout=4)
             assert done
             assert statement.cancelled()
-            await asyncio.to_thread(proxy.restore)  # first: who connects between the two must not be met with silence again
+            await asyncio.to_thread(
+                proxy.restore
+            )  # first: who connects between the two must not be met with silence again
             await asyncio.to_thread(proxy.cut)
             with contextlib.suppress(DatabaseUnavailable):  # a connect that was cut
                 await db.aexecute_sql("SELECT 1")

@@ -131,7 +131,9 @@ def test_pymysql_shares_one_tls_context(place, open_pool):
         pytest.skip("PyMySQL only")
     db = open_pool(place)
     conns = run_threads(5, lambda _: db.pool.acquire())
-    assert len({id(getattr(conn, "ctx", None)) for conn in conns}) <= 2  # two may build the first at once; 1.1 builds none
+    assert (
+        len({id(getattr(conn, "ctx", None)) for conn in conns}) <= 2
+    )  # two may build the first at once; 1.1 builds none
     assert all(isinstance(conn, pymysql_connection_class()) for conn in conns)
     assert all(conn._read_timeout is None for conn in conns)
     for conn in conns:
