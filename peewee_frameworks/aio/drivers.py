@@ -62,7 +62,8 @@ def _terminate(raw: Any) -> asyncio.Task[None] | None:
         try:
             await asyncio.wait(telling, timeout=CANCEL_SECONDS)
         finally:
-            raw.terminate()
+            with contextlib.suppress(Exception):  # the server, or the pool's end, was faster
+                raw.terminate()
 
     return asyncio.get_running_loop().create_task(end(), name="peewee-cancel", context=contextvars.Context())
 

@@ -12,6 +12,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+import peewee
 from playhouse.pwasyncio import await_
 
 from peewee_frameworks.drivers import is_disconnect
@@ -20,6 +21,7 @@ from peewee_frameworks.frame import _PIN, Frame, Lineage, current_lineage
 from peewee_frameworks.run import Queue
 
 from .bridge import not_in_bridge, under_bridge
+from .keeper import wrapping_errors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -146,7 +148,12 @@ class AsyncFrame(Frame):
                 "`connection_scope(db)` for the other query."
             )
         self.stream = None  # the loop over them was left, and they were dropped
-        await self.attempt(self.conn, cursor.aclose())
+        try:
+            with wrapping_errors:
+                await self.attempt(self.conn, cursor.aclose())
+        except (peewee.DatabaseError, peewee.InterfaceError):
+            if self.conn is not None:
+                raise  # else it was lost, which is not the fault of what comes next
 
     def end_rows(self) -> None:
         """Have the next statement, which is a ROLLBACK, end the rows that are being read: they are of what it takes back."""

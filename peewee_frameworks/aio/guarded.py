@@ -283,7 +283,7 @@ class AsyncGuarded(Guarded):
             if frame.broken is not None:
                 raise frame.lost()
         if self._closing:
-            raise peewee.InterfaceError("Database pool is shutting down.")
+            raise self._state.keeper.closing()
         if self._state.orphans:
             self._state.reap()
         conn = await self._acquire_conn_async()
@@ -298,6 +298,8 @@ class AsyncGuarded(Guarded):
     def close(self) -> Any:
         if self._state.frame().final:
             return False
+        if not under_bridge():
+            raise not_in_bridge(self._state.name)
         return await_(self.aclose())
 
     async def aclose(self) -> bool:

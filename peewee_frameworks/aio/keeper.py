@@ -21,6 +21,7 @@ from peewee_frameworks.errors import (
     TooManyWaiters,
     WrongEventLoop,
 )
+from peewee_frameworks.forks import keep
 from peewee_frameworks.frame import current_frames
 from peewee_frameworks.pool.stats import Recorder
 from peewee_frameworks.redact import redact
@@ -36,9 +37,6 @@ logger = logging.getLogger("peewee_frameworks.pool")
 
 # Seconds for closing a pool whose loop is shutting down: whoever waits for the loop's end waits for this.
 SHUTDOWN_SECONDS = 2.0
-
-# Pools of a parent process. Collecting them would close the parent's sessions with a farewell over its sockets.
-_inherited: list[Any] = []
 
 wrapping_errors: Any = peewee.__dict__["__exception_wrapper__"]  # maps the drivers' errors to Peewee's
 
@@ -160,6 +158,12 @@ class PoolKeeper:
         reason = redact(str(error), [self._state.database])
         raise DatabaseUnavailable(f"{self._state.name}: connecting failed: {reason}") from error
 
+    def closing(self) -> peewee.InterfaceError:
+        """Make the error for who comes while the pool is being closed."""
+        return peewee.InterfaceError(
+            f"{self._state.name}: its pool is being closed. Who comes after that opens it again."
+        )
+
     async def open(self) -> Any:
         """Open the pool in the running loop, if it is not open, and return it.
 
@@ -170,7 +174,7 @@ class PoolKeeper:
         if database._pool is not None:
             return database._pool
         if database._closing:
-            raise peewee.InterfaceError("Database pool is shutting down.")
+            raise self.closing()
         if self._opening is None:
             if database.deferred:
                 raise ConfigurationError(f"{self._state.name}: the database is deferred. Call `db.init(...)` first.")
@@ -249,6 +253,7 @@ class PoolKeeper:
         database = self._state.database
         pool, database._pool = database._pool, None
         self.home = self._stop = self._sentinel = None
+        self._state.forget_returns()
         drivers.forsake(pool)
 
     async def close(self, timeout: float | None = None) -> None:
@@ -288,7 +293,7 @@ class PoolKeeper:
         """Forget the pool without closing it."""
         database = self._state.database
         if database._pool is not None:
-            _inherited.append((database._pool, self._stop, self._sentinel, self._opening))
+            keep((database._pool, self._stop, self._sentinel, self._opening))
         database._pool = self.home = self._stop = self._sentinel = self._opening = None
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import peewee
 
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.state import unwrap
 
 
 def _database(model: Any) -> Any:
     database = model._meta.database
     if isinstance(database, peewee.Proxy):
-        database = database.obj
+        database = unwrap(database)
     if not hasattr(database, "run"):
         name = "no database" if database is None else type(database).__name__
         raise ConfigurationError(

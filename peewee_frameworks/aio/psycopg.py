@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import os
 import select
@@ -80,6 +81,8 @@ class _CutOff:
     """
 
     pgconn: Any
+    telling: asyncio.Task[None] | None = None
+    """What tells the server that a statement was cancelled. It has a connection of its own, and outlives this one's end."""
     _cutting: asyncio.TimerHandle | None = None
 
     async def wait(self, *args: Any, **kwargs: Any) -> Any:
@@ -88,15 +91,23 @@ class _CutOff:
         except psycopg.Error as error:
             if self._cutting is None:
                 raise
-            raise asyncio.CancelledError from error  # older versions raise what the cut has made of the statement
+            # Older versions raise what the cut has made of the statement, in place of what has interrupted it.
+            interruption: BaseException | None = error
+            while isinstance(interruption, Exception):
+                interruption = interruption.__context__
+            raise interruption or error from error
         finally:
             if self._cutting is not None:
                 self._cutting.cancel()
                 self._cutting = None
 
     async def _try_cancel(self, *, timeout: float = CANCEL_SECONDS) -> None:
-        self._cutting = asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._cut)
-        await super()._try_cancel(timeout=min(timeout, CANCEL_SECONDS))  # type: ignore[misc]
+        loop = asyncio.get_running_loop()
+        self._cutting = loop.call_later(CANCEL_SECONDS, self._cut)
+        # A task, for whoever was cancelled may be so again, under anyio at once. It has begun when that comes.
+        telling = super()._try_cancel(timeout=min(timeout, CANCEL_SECONDS))  # type: ignore[misc]
+        self.telling = loop.create_task(telling, name="peewee-cancel", context=contextvars.Context())
+        await asyncio.shield(self.telling)
 
     def _cut(self) -> None:
         # Not closed: who waits for the socket would go on waiting, for the next file that gets its number.
@@ -185,6 +196,8 @@ class AsyncPsycopgConnection(pwasyncio.AsyncConnectionWrapper):
 
     async def free(self, pool: Any) -> None:
         """Give its place in the pool to a new connection; see `drivers.free`."""
+        if self.conn.telling is not None:  # until then the server may have a connection more than the pool is to have
+            await asyncio.wait({self.conn.telling}, timeout=CANCEL_SECONDS)
         await pool.putconn(self.conn)
 
 

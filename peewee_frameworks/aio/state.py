@@ -94,6 +94,10 @@ class AsyncState(State):
     def forget(self) -> None:
         """Drop every record without touching the connections (`dispose`, after a fork)."""
         super().forget()
+        self.forget_returns()
+
+    def forget_returns(self) -> None:
+        """Wait for nothing that goes on in a loop which is gone."""
         self.returning.clear()
         self.unreturned.clear()
         self._ending.clear()

@@ -104,6 +104,7 @@ class Rows:
         await frame.take(self)
         try:
             frame.stream = None
-            await frame.attempt(self._conn, cursor.aclose())
+            with wrapping_errors:
+                await frame.attempt(self._conn, cursor.aclose())
         finally:
             frame.leave()

@@ -267,7 +267,10 @@ def _pop(block: object) -> _Unit:
         if entries[index][0] is block:
             _units.set(entries[:index] + entries[index + 1 :])
             return entries[index][1]
-    raise RuntimeError("the `async with` block ends in another task than it began in")
+    raise RuntimeError(
+        "The `async with` block ends in another task than it began in. End it where it began; a test's fixture must not hold "
+        "it across its yield."
+    )
 
 
 # -- the database --------------------------------------------------------------------------------------------------------

@@ -43,9 +43,6 @@ _ASYNCPG_OPTIONS = frozenset(
 def _psycopg(options: dict[str, Any]) -> Any:
     from .psycopg import AsyncPsycopgDatabase  # noqa: PLC0415 - needs psycopg and its pool
 
-    size = options.get("max_size")
-    if size is not None:  # one that is smaller than what is kept open by default is no contradiction
-        options.setdefault("min_size", min(4, size))
     return AsyncPsycopgDatabase(**options)
 
 

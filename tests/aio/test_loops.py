@@ -99,10 +99,24 @@ def test_a_loop_that_was_closed_without_a_farewell_costs_nothing_but_a_warning(b
     """A hand-made loop, closed without cancelling its tasks: the next loop gets a new pool."""
     db = backend.make()
     loop = asyncio.new_event_loop()
+
+    async def leave_returning():
+        assert await asyncio.create_task(db.aexecute_sql("SELECT 42"))
+
     assert loop.run_until_complete(answer(db)) == 42
+    loop.run_until_complete(leave_returning())  # that task's connection is on its way back
     loop.close()
     assert run(answer(db)) == 42
     assert "was closed without closing the pool" in caplog.text
+
+    async def close():
+        assert await answer(db) == 42
+        start = time.monotonic()
+        await db.close_pool()
+        return time.monotonic() - start
+
+    assert run(close()) < 2
+    assert "still in use when the pool was closed" not in caplog.text
     del loop
     gc.collect()
 

@@ -27,6 +27,7 @@ from peewee_frameworks import (
 from peewee_frameworks.http import UNAVAILABLE, problem_for
 from tests.aio.conftest import run, until
 from tests.support.concurrency import eventually
+from tests.support.servers import admin_connection
 
 
 @pytest.fixture
@@ -211,22 +212,88 @@ def test_a_cancelled_statement_outside_a_transaction_costs_only_its_connection(d
     play(work)
 
 
+def asleep(backend):
+    """Count the sessions on PostgreSQL that are in the slow statement; one that is preparing it shows its text, too."""
+    with contextlib.closing(admin_connection("postgres")) as admin:
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'PgSleep'"
+        return admin.execute(asked, [backend.place.tag]).fetchone()[0]
+
+
 @pytest.mark.parametrize("backend", ["asyncpg", "psycopg"], indirect=True)
 def test_a_cancelled_statement_ends_in_the_server_too(db, play, backend):
     """Or it would go on there for nobody, with its locks and one of the server's connections."""
 
-    def running():
-        return [
-            session for session in backend.place.sessions() if session.state == "active" and "pg_sleep" in session.query
-        ]
-
     async def work():
         sleeping = asyncio.create_task(db.aexecute_sql(backend.slow))
-        await asyncio.to_thread(eventually, running)
-        sleeping.cancel()
-        await asyncio.wait([sleeping])
-        await asyncio.to_thread(eventually, lambda: not running(), 5)
+        await asyncio.to_thread(eventually, lambda: asleep(backend))
+        while not sleeping.done():  # again and again, as AnyIO does it for whoever is inside a cancel scope
+            sleeping.cancel()
+            await asyncio.sleep(0)
+        await asyncio.to_thread(eventually, lambda: not asleep(backend), 5)
         assert await db.aexecute_sql("SELECT 1")
+
+    play(work)
+
+
+@pytest.mark.parametrize("backend", ["asyncpg"], indirect=True)
+@pytest.mark.parametrize("gone", ["refuses", "ends the session"])
+def test_a_server_that_goes_away_amid_a_cancellation_says_no_more_than_that(db, play, backend, gone):
+    """Nobody waits for what tells it of the cancellation, so nothing of that may end as an error that nobody retrieves."""
+    said = []
+
+    async def work():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        sleeping = asyncio.create_task(db.aexecute_sql(backend.slow))
+        await asyncio.to_thread(eventually, lambda: asleep(backend))
+        (tell,) = [asyncpg.connect_utils._cancel]
+        told = asyncio.Event()
+
+        async def fail(**_kwargs):
+            try:
+                if gone == "ends the session":
+                    await asyncio.to_thread(backend.place.kill_sessions)
+                raise ConnectionRefusedError
+            finally:
+                told.set()
+
+        asyncpg.connect_utils._cancel = fail
+        try:
+            sleeping.cancel()
+            await asyncio.wait([sleeping])
+            await asyncio.wait_for(told.wait(), 5)
+            await until(lambda: not db._state._ending)
+        finally:
+            asyncpg.connect_utils._cancel = tell
+        assert await db.aexecute_sql("SELECT 1")
+
+    play(work)
+    gc.collect()
+    assert said == []
+
+
+@pytest.mark.parametrize("left", ["closed", "dropped"])
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # psycopg's cursor
+def test_rows_of_a_session_that_was_lost_are_peewees_errors_and_the_next_statement_connects(
+    db, Item, play, backend, left
+):
+    """Not the driver's, whichever statement it is that notices."""
+    if backend.place.kind == "sqlite":
+        pytest.skip("SQLite has no server")
+
+    async def work():
+        for number in range(300):
+            await Item.acreate(number=number)
+        rows = db.iterate(Item.select(), buffer_size=10)
+        await anext(rows)
+        await asyncio.to_thread(backend.place.kill_sessions)
+        with contextlib.suppress(peewee.OperationalError, peewee.InterfaceError):
+            if left == "closed":
+                await rows.aclose()
+            del rows
+            await db.count(Item.select())
+        assert await db.count(Item.select()) == 300
 
     play(work)
 
