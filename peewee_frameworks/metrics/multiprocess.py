@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.errors import ConfigurationError
+from peewee_frameworks.forks import watch_forks
 from peewee_frameworks.pool.stats import BOUNDS, Histogram
-from peewee_frameworks.pool.workers import runtime as background
-from peewee_frameworks.pool.workers import watch_forks
+from peewee_frameworks.pool.workers import threads_here
 from peewee_frameworks.runtime import MULTIPROCESS as DIRECTORY
 
 from .families import METRICS, Metric, moments, values
@@ -40,6 +40,7 @@ logger = logging.getLogger("peewee_frameworks.metrics")
 INTERVAL = 1.0  # seconds between two rounds of publishing
 BUCKETS = (*map(str, BOUNDS), "+Inf")
 _LOCK = "peewee_frameworks_{}.lock"
+_LOCK_TRIES = 10
 
 
 def enabled() -> bool:
@@ -57,7 +58,7 @@ def begin(runtime: Runtime) -> None:
         logger.warning("%s", _no_directory(), extra={"directory": os.environ[DIRECTORY]})
         return
     _publisher.add(runtime)
-    background().maintainer.schedule(_publisher)
+    threads_here().maintainer.schedule(_publisher)
 
 
 def end(runtime: Runtime) -> None:
@@ -98,7 +99,7 @@ def collect(names: set[str]) -> Iterator[Family]:
 
 def _is_begun(path: Path) -> bool:
     try:
-        return path.stat().st_size > 0
+        return path.is_file() and path.stat().st_size > 0
     except FileNotFoundError:  # of a process that was found dead this very moment
         return False
 
@@ -202,10 +203,15 @@ def _hold_lock() -> Any:
         import fcntl  # noqa: PLC0415 - not on Windows
     except ImportError:
         return None
-    file = Path(os.environ[DIRECTORY], _LOCK.format(os.getpid())).open("w")  # noqa: SIM115 - held until the end
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return file
+    path = Path(os.environ[DIRECTORY], _LOCK.format(os.getpid()))
+    for _ in range(_LOCK_TRIES):
+        file = path.open("w")
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink:
+                return file  # held until the end
+        file.close()  # who looked for the dead had it in hand, and has removed it
+    return path.open("w")  # a file system without locks
 
 
 def _forget_dead() -> None:
@@ -216,10 +222,10 @@ def _forget_dead() -> None:
     from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415 - an extra
 
     before, after = _LOCK.split("{}")
-    for path in Path(os.environ[DIRECTORY]).glob(_LOCK.format("*")):
+    for path in Path(os.environ[DIRECTORY]).glob(_LOCK.format("[0-9]*")):
         with contextlib.suppress(OSError), path.open() as file:  # it may be gone; or locked, and then its process lives
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mark_process_dead(int(path.name.removeprefix(before).removesuffix(after)))  # type: ignore[no-untyped-call]
+            mark_process_dead(path.name.removeprefix(before).removesuffix(after))  # type: ignore[no-untyped-call]
             path.unlink()
 
 
