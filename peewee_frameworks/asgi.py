@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
 from .frame import current_frames
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
     ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("peewee_frameworks.app")
 
 # Where nested adapters find the scope around them. Never the context variable: servers leak contexts between requests.
 # One key and no more: each may be the one with which the server's dictionary has to grow.
@@ -382,7 +385,13 @@ class _Lifespan:
                 await app(scope, self.receive, self.send)
             except Exception:
                 if self._answered:
-                    raise  # else it knows no lifespan
+                    raise
+                if self._told_startup:  # else it knows no lifespan
+                    logger.warning(
+                        "The application failed at its start and did not say so; it is served all the same.",
+                        exc_info=True,
+                        extra={"request": "the application's start"},
+                    )
             if not self._answered:
                 self._leave_phase()
                 await self._send({"type": "lifespan.startup.complete"})

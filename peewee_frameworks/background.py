@@ -8,10 +8,11 @@ connection, hence every job ends by itself and the jobs cannot starve each other
 from __future__ import annotations
 
 import collections
-import os
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
+
+from .forks import watch_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,11 +96,10 @@ class Background:
             else:
                 future.set_result(result)
 
-    def forget(self) -> None:
+    def after_fork(self) -> None:
         """Start anew in a forked child, where none of the threads exist."""
         self.__init__(self._max_threads, self._idle_seconds)  # type: ignore[misc]
 
 
 background = Background()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=background.forget)
+watch_forks(background)

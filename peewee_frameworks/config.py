@@ -405,8 +405,9 @@ def _parse(key: str, name: str, value: Any) -> Any:
 
 def _of_pool(name: str) -> str:
     """Return what to do with an option that is the pool's and not ours, or nothing."""
-    from .pool.options import OPTION_NAMES  # noqa: PLC0415 - it stands on this module
+    from .pool.options import ELSEWHERE, OPTION_NAMES  # noqa: PLC0415 - it stands on this module
 
+    name = ELSEWHERE.get(name, name)
     if name not in OPTION_NAMES:
         return ""
     return (

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator  # noqa: TC003 - FastAPI reads the dep
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from starlette.requests import HTTPConnection  # noqa: TC002 - as above
 
 from . import starlette
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from .health.starlette import Guard
     from .scope import Scope
+
+starlette.HTTP_EXCEPTIONS.insert(0, HTTPException)
 
 _DETAIL = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
 _SAFE_METHODS = ("get", "head", "options", "trace")

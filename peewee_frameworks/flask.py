@@ -17,14 +17,12 @@ scope belongs to the application context.
 from __future__ import annotations
 
 import functools
-import os
 import sys
-import weakref
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
-from flask import Flask, Response, current_app, has_app_context, request
+from flask import Flask, Response, current_app, got_request_exception, has_app_context, request
 from flask.ctx import AppContext
 from flask.globals import app_ctx
 from werkzeug.exceptions import default_exceptions
@@ -34,6 +32,7 @@ from werkzeug.wsgi import ClosingIterator
 from . import gevent
 from .errors import ConfigurationError, DatabaseUnavailable
 from .extension import Extension
+from .forks import watch_forks
 from .http import HANDLED, answer_to
 from .scope import Scope, current_scope
 from .wsgi import SCOPE_KEY, ScopeMiddleware
@@ -141,6 +140,7 @@ class Peewee(Extension):
         if self.runtime.options.transaction is not False:
             # First in the list runs last: what another function raises must find the transaction open.
             app.after_request_funcs.setdefault(None, []).insert(0, self._end_transaction)
+            got_request_exception.connect(self._fail, app)
         if len(installed) == 1:
             _watch(app)
             _add_commands(app)
@@ -212,7 +212,15 @@ class Peewee(Extension):
             self.runtime.complete(work, response.status_code)
         except Exception as error:  # noqa: BLE001 - raised again unless the application has a handler for it
             return current_app.make_response(current_app.handle_user_exception(error))
+        finally:
+            work.failed = None
         return response
+
+    def _fail(self, _: Flask, exception: BaseException, **__: Any) -> None:
+        """Note an exception for which the application has no handler; its page for 500 is yet to be made."""
+        began = request.environ.get(self._atomic_key) is _current_request()
+        if began and (work := self._work()) is not None:
+            work.failed = exception
 
     def _work(self) -> Scope | None:
         """Return the scope that serves the current request: the WSGI wrapper's, or in its absence the context's own."""
@@ -365,7 +373,7 @@ class _Start:
         self.done = False
         self._failures = 0
         self._failure: DatabaseUnavailable | None = None
-        _starts.add(self)
+        watch_forks(self)
 
     @functools.cached_property
     def _lock(self) -> Any:
@@ -393,22 +401,10 @@ class _Start:
                 self.done = False
                 self._runtime.stop()
 
-    def forget(self) -> None:
-        """In the child of a fork: nothing has been started in this process, and nobody holds the lock."""
+    def after_fork(self) -> None:
+        """Begin anew: nothing has been started in this process, and nobody holds the lock."""
         self.done = False
         self.__dict__.pop("_lock", None)
-
-
-_starts: weakref.WeakSet[_Start] = weakref.WeakSet()
-
-
-def _forget_starts() -> None:
-    for start in list(_starts):
-        start.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_starts)
 
 
 def _answer(error: Exception) -> Any:

@@ -108,7 +108,11 @@ def _first_that_counts(mark: Lineage | None) -> Lineage | None:
 
 def inherits(lineage: Lineage) -> bool:
     """Return whether the running code comes from inside the block that `lineage` marks."""
-    mine = current_lineage.get()
+    return comes_from(current_lineage.get(), lineage)
+
+
+def comes_from(mine: Lineage | None, lineage: Lineage) -> bool:
+    """Return whether code that carries the mark `mine` comes from inside the block that `lineage` marks."""
     while mine is not None:
         if mine is lineage:
             return True
@@ -175,8 +179,8 @@ _SEVERAL = -1
 
 _PRUNE_CURSORS_AT = 16
 
-# Only `finish`, `release_early` and `_drop_late` hold the lock without being a user, and for no longer than it takes to
-# change a few attributes.
+# Only `finish`, `release_early`, `_drop_late` and the guard's `_replace_broken` hold the lock without being a user, and for no
+# longer than it takes to change a few attributes.
 _HOUSEKEEPING_SECONDS = 0.001
 _HOUSEKEEPING_TRIES = 1000
 
@@ -204,6 +208,7 @@ class Frame:
         "commit_callbacks",
         "conn",
         "ctx",
+        "early_callbacks",
         "final",
         "label",
         "left_open",
@@ -229,6 +234,7 @@ class Frame:
         self.final = False
         self.pinned = False
         self.atomic = False
+        self.early_callbacks: tuple[Callable[[], Any], ...] = ()
         self.request_transaction: Any = None
         self.left_open = False
         self.on_release: Callable[[], None] | None = None
@@ -390,6 +396,13 @@ class Frame:
         transaction.begin_unmarked()
         if not self.left_open:
             self.request_transaction = transaction
+            self.commit_callbacks += self.early_callbacks
+        self.early_callbacks = ()
+
+    @property
+    def has_request_transaction(self) -> bool:
+        """Whether there is anything to commit or roll back at the end of an atomic request, and be it a callback."""
+        return self.request_transaction is not None or bool(self.early_callbacks)
 
     def end_request_transaction(self, error: BaseException | None = None) -> None:
         """Commit the atomic request, or roll it back because of `error`; nothing if it never connected.
@@ -400,6 +413,11 @@ class Frame:
         transaction, self.request_transaction = self.request_transaction, None
         self.atomic = False
         if transaction is None or self.conn is None:
+            early, self.early_callbacks = self.early_callbacks, ()
+            if error is None and transaction is None:  # nothing was written, and so all of it is committed
+                with self.state.bound(self):
+                    for callback in early:
+                        callback()
             return
         inner = self.transactions[1:] + self.savepoints
         if inner:

@@ -19,7 +19,7 @@ from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from . import gevent
 from .drivers import close_failed_cursor, is_broken_off, is_clean, reads_later, transaction_is_open
-from .errors import ConcurrentUse, DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
+from .errors import ConcurrentUse, ConfigurationError, DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
 from .frame import Frame, GuardedCursor, Lineage, current_frames, current_lineage, inherits, native_thread, running_loop
 from .redact import redact
 from .waiting import lending
@@ -55,6 +55,26 @@ class _Block:
 
     db: Any
     _entries: list[_Entry] | None = None
+
+    def __call__(self, function: Any) -> Any:
+        """Decorate a function, a coroutine function too, each call of which runs in the block.
+
+        Raises: `ConfigurationError` for a generator function, whose body runs after the call has returned.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"{getattr(function, '__qualname__', function)} is a generator function: its body would run after the block. "
+                "Put the block into it."
+            )
+        if not inspect.iscoroutinefunction(function):
+            return super().__call__(function)  # type: ignore[misc]
+
+        @functools.wraps(function)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            async with self._build_ctx():  # type: ignore[attr-defined]
+                return await function(*args, **kwargs)
+
+        return call
 
     async def __aenter__(self) -> Any:
         from .aio import sync  # noqa: PLC0415 - most applications have no use for it
@@ -99,21 +119,42 @@ class _Block:
             return super().__exit__(*exc_info)  # type: ignore[misc]
         frame, mark = entry.frame, entry.mark
         # Not elsewhere, where the collector ends a generator's block: whoever read from the generator still carries the mark.
-        undone = bool(exc_info) and exc_info[0] is not None and current_lineage.get() is mark
+        failed = bool(exc_info) and exc_info[0] is not None
+        refusal = None if failed or mark is None else _refusal_to_halve(frame, mark)
+        if refusal is not None:
+            exc_info = (ConcurrentUse, refusal, None)
+        undone = (failed or refusal is not None) and current_lineage.get() is mark
         try:
             if self.db._state.frame() is frame and (mark is None or inherits(mark)):
-                return super().__exit__(*exc_info)  # type: ignore[misc]
-            with frame.state.bound(frame, mark):
-                return super().__exit__(*exc_info)  # type: ignore[misc]
+                result = super().__exit__(*exc_info)  # type: ignore[misc]
+            else:
+                with frame.state.bound(frame, mark):
+                    result = super().__exit__(*exc_info)  # type: ignore[misc]
         except ConcurrentUse:
             self._could_not_end(frame)
             raise
         finally:
             if mark is not None:
                 frame.unmark(mark, undone=undone)
+        if refusal is not None:
+            raise refusal
+        return result
 
     def _could_not_end(self, frame: Frame) -> None:
         """Do what is to be done when somebody else was using the connection at the end of the block."""
+
+
+def _refusal_to_halve(frame: Frame, mark: Lineage) -> ConcurrentUse | None:
+    """Return the error for a COMMIT that would keep half of a call of `orm.run` made inside the block; else None."""
+    around = current_frames.get()
+    scope = None if around is None else around.scope
+    if scope is None or not any(each.slot is not None and each.slot.is_busy_in(mark) for each in scope.chain):
+        return None
+    return ConcurrentUse(
+        f"A block of {frame.label} cannot commit: a call of orm.run that was made inside it goes on, and what that has done so "
+        "far would be committed without the rest. Await the call, also one that was cancelled or timed out, before the block "
+        "ends, or write `async with`, which waits for it; the block is rolled back."
+    )
 
 
 class _Marked(_Block):
@@ -336,6 +377,13 @@ class Guarded:
         if not frame.transactions:
             while frame.lineage is not None:
                 frame.unmark(frame.lineage)
+
+    def after_commit(self, fn: Callable[[], Any]) -> Any:
+        frame = self._state.frame()
+        if frame.atomic and frame.conn is None and not inspect.iscoroutinefunction(fn):
+            frame.early_callbacks += (fn,)  # the transaction begins with the first query; Peewee would call it now
+            return fn
+        return super().after_commit(fn)  # type: ignore[misc]
 
     def connect(self, *args: Any, **kwargs: Any) -> bool:
         state = self._state

@@ -10,9 +10,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from .forks import watch_forks
 from .holders import connections_out, describe
 from .pool.leaks import Suspect, log_returned, log_suspect
-from .pool.workers import runtime, watch_forks
+from .pool.workers import threads_here
 from .stacks import take
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class LeakWatch:
             frame.stack = take(sys._getframe(2))
         if not self._running:
             self._running = True
-            runtime().maintainer.schedule(self)
+            threads_here().maintainer.schedule(self)
 
     def maintain(self) -> float:
         """Report who has passed the threshold and who is back; return in how many seconds to look again."""

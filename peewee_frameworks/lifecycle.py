@@ -12,7 +12,7 @@ from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from .background import background
 from .errors import ConfigurationError, DatabaseUnavailable
-from .names import display_name
+from .forks import watch_forks
 from .redact import redact
 from .schema import create_tables
 from .scope import connection_scope
@@ -39,6 +39,13 @@ class Lifecycle:
         self.applications = 0
         """How many have started and not stopped."""
         self._open: list[State] = []
+        watch_forks(self)
+
+    def after_fork(self) -> None:
+        """Count nobody: nothing has been started in this process."""
+        self.applications = 0
+        while self._open:
+            self._open.pop().users -= 1
 
     def start(self, databases: Mapping[str, State], options: Options) -> None:
         """Check that the databases answer and create tables, by option. Blocks; `start_async` does not.
@@ -96,10 +103,11 @@ class Lifecycle:
 
 
 def _refuse_deferred(databases: Mapping[str, State]) -> None:
-    for state in databases.values():
+    for alias, state in databases.items():
         if state.database.deferred:
             raise ConfigurationError(
-                f"{display_name(state.database)}: the database is deferred. Call `db.init(...)` before the application starts."
+                f"Database {alias!r}, a {type(state.database).__name__}, is deferred. Call `db.init(...)` before the "
+                "application starts."
             )
 
 
@@ -166,7 +174,7 @@ def _unreachable(alias: str, state: State, options: Options, error: Exception) -
     reason = " ".join(redact(str(error), [state.database]).split())
     stop = "" if reason.endswith((".", "?")) else "."  # libpq asks whether it is running
     message = f"Database {alias!r}, {state.name}, cannot be reached at start: {reason}{stop} "
-    remedy = "Start it, or correct its address"
+    remedy = "Start it, or correct its address, name, user or password"
     if options.check == "fail":
         raise DatabaseUnavailable(f"{message}{remedy}; or pass check='warn' to start without it.") from error
     logger.warning("%s", f"{message}{remedy}; the application starts without it.", extra={"database": state.name})

@@ -21,6 +21,7 @@ import peewee
 
 from .crew import Call, Crew, Dock, Place, Stage
 from .errors import ConfigurationError, PoolTimeout
+from .frame import Lineage, comes_from, current_lineage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -95,10 +96,11 @@ def _expire(waiter: asyncio.Future[bool]) -> None:
 class _Running:
     """One call while it runs; its context and what is started from there know it."""
 
-    __slots__ = ("ended", "slot")
+    __slots__ = ("ended", "mark", "slot")
 
     def __init__(self, slot: _Slot) -> None:
         self.slot = slot
+        self.mark = current_lineage.get()
         self.ended = False
 
 
@@ -108,13 +110,16 @@ _inside: contextvars.ContextVar[_Running | None] = contextvars.ContextVar("peewe
 class _Slot:
     """What one scope holds of the runner: the turn of its calls, and its place among the scopes."""
 
-    __slots__ = ("place", "turn")
+    __slots__ = ("call", "place", "turn")
 
     place: Place
+    call: _Running | None
+    """The one whose turn it is, or the last."""
 
     def __init__(self, scope: Scope, dock: Dock, before: _Slot | None) -> None:
         self.place = Place(scope, dock, before.place if before is not None else None)
         self.turn = Queue(1)
+        self.call = None
 
     def is_here(self) -> bool:
         """Whether it is of the running loop; a scope around several, one after the other, has one in each."""
@@ -125,6 +130,10 @@ class _Slot:
         """Whether a thread is not done with a call of the scope, though its caller may be gone; if that is not who asks."""
         around = _inside.get()
         return self.place.is_running and (around is None or around.slot is not self or around.ended)
+
+    def is_busy_in(self, block: Lineage) -> bool:
+        """Return whether a call goes on, and not the caller's own, that was made inside a block."""
+        return self.busy and self.call is not None and comes_from(self.call.mark, block)
 
 
 class Runner:
@@ -172,7 +181,8 @@ class Runner:
             raise
         turn, dock = slot.turn, slot.place.dock
         try:
-            work = functools.partial(_call, _Running(slot), function, args, kwargs)
+            slot.call = _Running(slot)
+            work = functools.partial(_call, slot.call, function, args, kwargs)
             call = Call(slot.place, contextvars.copy_context(), work, turn.leave)
         except BaseException:
             turn.leave()
@@ -275,7 +285,9 @@ def refuse_coroutines(function: Callable[..., Any]) -> None:
             if isinstance(function, peewee.BaseQuery)
             else "not its result: `run(fn, arg)` calls `fn(arg)` on a thread"
         )
-        raise ConfigurationError(f"run() was given a {given}, which is no function. Give the function, {remedy}.")
+        raise ConfigurationError(
+            f"run() was given a {given} object, which is no function. Give the function, {remedy}."
+        )
     called = function.func if isinstance(function, functools.partial) else function
     if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
         name = getattr(called, "__qualname__", called)

@@ -151,6 +151,9 @@ class Runtime:
         self.options, self.databases = options, databases
         self.releases_early = options.release == "response_start"
         self._install(states)
+        for database in databases.values():
+            if isinstance(database, peewee.Proxy):
+                self._follow(database)
         if self._proxy is not None and self._proxy.obj is None:
             self._proxy.initialize(self.database)
         if len(ready) == len(databases):
@@ -204,6 +207,18 @@ class Runtime:
         self.has_policy = self._find_policy()
         self._set_plain()
 
+    def _follow(self, proxy: Any) -> None:
+        """Have `states` look again when a proxy is initialised anew: a test's database takes the place of the real one."""
+        mine = weakref.ref(self)  # a proxy lives as long as its models
+
+        def changed(_: object) -> None:
+            runtime = mine()
+            if runtime is not None:
+                runtime.installed = None
+                runtime._set_plain()
+
+        proxy.attach_callback(changed)
+
     def _set_plain(self) -> None:
         self.plain = None if self.has_policy else self.installed
 
@@ -234,9 +249,14 @@ class Runtime:
         for model in self.options.create_tables:
             bound = model._meta.database
             if bound is None or (isinstance(bound, peewee.Proxy) and bound.obj is None) or unwrap(bound) not in ours:
-                name = "no database" if bound is None else display_name(getattr(bound, "obj", bound))
+                name = display_name(getattr(bound, "obj", bound))
                 if name in map(display_name, ours):
                     name += ", made a second time,"
+                if bound is None:
+                    raise ConfigurationError(
+                        f"create_tables: the model {model.__name__} is bound to no database. Derive it from `orm.Model` or "
+                        "`db.Model`, or set `Meta.database`."
+                    )
                 raise ConfigurationError(
                     f"create_tables: the model {model.__name__} is bound to {name}, which this Peewee does not serve. It "
                     f"serves {', '.join(display_name(database) for database in ours)}."
@@ -394,6 +414,8 @@ class Runtime:
     def _reason_to_roll_back(self, scope: Scope, status: int, options: Options | None) -> Exception | None:
         if not scope.has_transaction(self):
             return None
+        if scope.failed is not None:  # which nobody has handled, so what it was answered with does not count
+            return ErrorStatus(str(status))
         try:
             return ErrorStatus(str(status)) if (options or self.options).rolls_back(status) else None
         except Exception as error:  # noqa: BLE001 - raised after the ROLLBACK
@@ -571,9 +593,8 @@ class Runtime:
                 ", ".join(sorted(scope.label for scope in list(self.live))[:10]),
                 extra={"requests": len(self.live)},
             )
-            self.live.difference_update(
-                [scope for scope in self.live if not scope.touched]
-            )  # they do not leave by themselves
+            # They do not leave by themselves. Others may leave meanwhile.
+            self.live.difference_update([scope for scope in list(self.live) if not scope.touched])
         if self._runner is not None:
             self._runner.close()
             self._runner = None

@@ -94,7 +94,11 @@ class Peewee(Extension):
         self._check_kind(app, Sanic)
         installed = _installed(app)
         if self in installed:
-            raise ConfigurationError(f"init_app() was called twice on {app!r}. Call it once for each application.")
+            if installed.by_blueprint.pop(self, False):  # which has endpoints, and is of use beside this
+                return
+            raise ConfigurationError(
+                f"{app!r}: this Peewee is installed already, by init_app() or its blueprint. Do it once for each application."
+            )
         settings = {key: value for key, value in app.config.items() if key.startswith(PREFIX)}
         if self._settings not in (None, settings):
             raise ConfigurationError(
@@ -190,10 +194,10 @@ class Peewee(Extension):
 
                 names += [HEALTH] * hasattr(route.handler, MARK)
             given: dict[str, Any] = {}
-            for own in (False, True):  # a group's first, so that its blueprints' own replace them
-                for target, options in self._policies:
-                    if (target in blueprints) if own else any(each in blueprints for each in _members(target)):
-                        given |= options
+            # A group's first, so that those of the groups in it replace them, and a blueprint's own these.
+            for target, options in sorted(self._policies, key=lambda policy: _height(policy[0]), reverse=True):
+                if any(each in blueprints for each in _members(target)):
+                    given |= options
             known = self._of_route[route.name] = (names, dataclasses.replace(self.runtime.options, **given))
         return known
 
@@ -219,8 +223,10 @@ class _ExtensionBlueprint(Blueprint):
 
     def register(self, app: Sanic[Any, Any], options: dict[str, Any]) -> None:
         super().register(app, options)  # type: ignore[no-untyped-call]
-        if self._installs_again or self._orm not in _installed(app):
+        installed = _installed(app)
+        if self._installs_again or self._orm not in installed:
             self._orm.init_app(app)
+            installed.by_blueprint[self._orm] = not self._installs_again
 
 
 # -- requests -----------------------------------------------------------------------------------------------------------
@@ -238,11 +244,23 @@ class _Scoped:
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         # Sanic answers a malformed head, a timeout and a disconnect from outside `handle_request`.
-        part = None if _part(request) is not None else _begin(request)
+        around = _part(request)
+        part = _begin(request) if around is None else None
+        if isinstance(around, _Part) and _is_unhandled(self, request, exception):
+            for each in around.parts:
+                each.failed = exception
         try:
             await super().handle_exception(request, exception, run_middleware)  # type: ignore[misc]
         finally:
             _end(part)
+
+
+def _is_unhandled(app: Any, request: Request, exception: BaseException) -> bool:
+    """Return whether it will be answered with Sanic's own 500, and not as somebody meant it to be."""
+    if isinstance(exception, SanicException):
+        return False
+    name = request.name if request.route is not None else None
+    return app.error_handler.lookup(exception, name) is None
 
 
 def _handle_request(base: Any, installed: _Installed) -> Any:
@@ -251,11 +269,11 @@ def _handle_request(base: Any, installed: _Installed) -> Any:
     async def handle_request(self: Any, request: Request) -> None:
         runtime = installed.alone
         if runtime is None or (states := runtime.plain) is None:
-            outermost: _Part | None = _begin(request)
+            innermost: _Part | None = _begin(request)
             try:
                 await base.handle_request(self, request)
             finally:
-                _end(outermost)
+                _end(innermost)
             return
         # The same without the calls, that of `Scope()` among them: most requests query nothing, and pay for each. For one that
         # does, `_Part.touch` does the rest.
@@ -302,7 +320,7 @@ class _Part(Scope):
     """Those of the route's blueprint; None until it is known: the application's."""
     _send: Any = None  # what the stream would call without us
 
-    __init__ = object.__init__  # each attribute is set: see `_Scoped.handle_request`
+    __init__ = object.__init__  # each attribute is set: see `_handle_request`
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -540,6 +558,11 @@ class _Installed(list["Peewee"]):
     """The runtime of the only one, if its scope is all that a request needs."""
     tells_times = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_blueprint: dict[Peewee, bool] = {}
+        """Who was installed by a blueprint, and whether that is of use where `init_app` does it."""
+
     def add(self, orm: Peewee) -> None:
         self.append(orm)
         self.tells_times |= orm.runtime.options.server_timing
@@ -561,5 +584,15 @@ def _applications() -> Iterable[Sanic[Any, Any]]:
     return Sanic._app_registry.values()
 
 
-def _members(target: Blueprint | BlueprintGroup) -> Iterable[Blueprint]:
-    return () if isinstance(target, Blueprint) else target.blueprints
+def _height(target: Any) -> int:
+    """Return how many levels of groups there are in what a policy is for."""
+    return 0 if isinstance(target, Blueprint) else 1 + max(map(_height, target.blueprints), default=0)
+
+
+def _members(target: Any) -> Iterator[Blueprint]:
+    """Give a blueprint, or those of a group and of the groups in it."""
+    if isinstance(target, Blueprint):
+        yield target
+    else:
+        for each in target.blueprints:
+            yield from _members(each)

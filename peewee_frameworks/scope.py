@@ -44,9 +44,9 @@ def printable(path: str) -> str:
     return "".join(each if each.isprintable() else quote(each, errors="surrogatepass") for each in path)
 
 
-# The scopes of `connection_scope` and of jobs, by `id()`; those of requests are in `Runtime.live`, once they
-# have asked for anything. Weakly: a scope that nobody
-# ends must not keep its connection from being taken back. Not a `WeakSet`, which costs a fifth of a scope.
+# The scopes of `connection_scope` and of jobs, by `id()`; those of requests are in `Runtime.live`, once they have asked for
+# anything. Weakly: a scope that nobody ends must not keep its connection from being taken back. Not a `WeakSet`, which costs a
+# fifth of a scope.
 _open: dict[int, weakref.ref[Scope]] = {}
 
 
@@ -254,7 +254,7 @@ class Scope(Frames):
 
     def has_transaction(self, by: object = None) -> bool:
         """Return whether the transaction of an atomic request is open, or may begin yet in a call that goes on."""
-        return self._has_call(by) or any(frame.request_transaction is not None for frame in self.atomic_frames(by))
+        return self._has_call(by) or any(frame.has_request_transaction for frame in self.atomic_frames(by))
 
     def complete(self, error: BaseException | None = None, by: object = None) -> None:
         """Commit the atomic request, or roll it back because of `error`.
@@ -266,9 +266,13 @@ class Scope(Frames):
             error: why to roll back.
             by: who, as `set_atomic` was told.
 
-        Raises: what a COMMIT raised.
+        Raises: what a COMMIT raised; `ConcurrentUse` instead of a COMMIT amid a call of `orm.run`.
         """
-        _end_all(self.frames_to_end(error, by), error)
+        refusal = None if error is not None else self.refusal_to_commit(by)
+        reason = error or refusal
+        _end_all(self.frames_to_end(reason, by), reason)
+        if refusal is not None:
+            raise refusal
 
     def frames_to_end(self, error: BaseException | None, by: object) -> list[Frame]:
         """Return the frames whose transactions `complete` has to end; what connects from now on begins none."""
@@ -374,7 +378,7 @@ async def complete(scope: Scope, error: BaseException | None = None, by: object 
     frames = scope.frames_to_end(reason, by)
     if any(frame.state.is_async for frame in frames):
         await _end_each(frames, reason)
-    elif any(frame.request_transaction is not None for frame in frames):
+    elif any(frame.has_request_transaction for frame in frames):
         context = contextvars.copy_context()
         await asyncio.wrap_future(background.submit(lambda: context.run(_end_all, frames, reason)))
     else:
@@ -447,7 +451,10 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
         Raises: `ConfigurationError` without a database.
         """
         if not databases or (callable(databases[0]) and not isinstance(databases[0], (peewee.Database, peewee.Proxy))):
-            raise ConfigurationError("connection_scope() needs the database: write `connection_scope(db)`.")
+            given = getattr(databases[0], "__name__", "") if databases else ""
+            raise ConfigurationError(
+                f"connection_scope({given}) needs the database: write `connection_scope(db)`; for a model, its database."
+            )
         self._databases = databases
         self._transaction = transaction
         self._label = label

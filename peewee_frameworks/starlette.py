@@ -291,14 +291,19 @@ async def _drop(message: Message) -> None:
     """Send nothing: the response has started."""
 
 
+# Those for which an application may have a handler; FastAPI puts its own before.
+HTTP_EXCEPTIONS: list[type[HTTPException]] = [HTTPException]
+
+
 async def _respond(request: HTTPConnection, error: Exception) -> Response:
     """Answer as the application answers an `HTTPException` of that status."""
     problem = answer_to(error) if isinstance(request, Request) else None
     if problem is None:
         raise error
-    exception = HTTPException(problem.status, problem.detail, problem.headers)
     handlers = request.app.exception_handlers
-    handler = handlers.get(problem.status) or handlers.get(HTTPException)
+    cls = next((cls for cls in HTTP_EXCEPTIONS if cls in handlers), HTTPException)
+    exception = cls(problem.status, problem.detail, problem.headers)
+    handler = handlers.get(problem.status) or handlers.get(cls)
     if handler is None:
         return PlainTextResponse(problem.detail, problem.status, problem.headers)
     if inspect.iscoroutinefunction(handler):

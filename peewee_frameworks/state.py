@@ -29,6 +29,7 @@ from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 from .background import background
 from .drivers import is_broken_off, is_clean, sqlite_tells_cursors, transaction_is_open
 from .errors import ConfigurationError
+from .forks import keep, watch_forks
 from .frame import (
     NO_RECORD,
     Frame,
@@ -121,6 +122,8 @@ class State:
 
     def __init__(self, database: peewee.Database) -> None:
         self._database = weakref.ref(database)
+        if not self.is_async:
+            watch_forks(self)
         # The threads of `db.run`; see aio/sync.py.
         self.runner: Any = None
         # How many connections were reported as leaked, where the pool is not ours; None: nobody watches.
@@ -246,10 +249,10 @@ class State:
 
         def collected(ref: weakref.ref[Any]) -> None:
             entry = implicit.get(key)
-            if entry is not None and entry[0] is ref:
+            if entry is not None and entry[0] is ref:  # else it was forgotten
                 del implicit[key]
-            if frame.conn is not None:
-                orphans.append(frame)
+                if frame.conn is not None:
+                    orphans.append(frame)
 
         implicit[key] = (weakref.ref(owner, collected), frame)
         return frame
@@ -287,9 +290,19 @@ class State:
         return count
 
     def forget(self) -> None:
-        """Drop every record without touching the connections (`dispose`, after a fork)."""
+        """Drop every record without touching the connections (`dispose`)."""
         self._implicit.clear()
         self.orphans.clear()
+
+    def after_fork(self) -> None:
+        """In a forked child, drop the parent's records: none of its connections is used, rolled back or closed there."""
+        mine = self.frame()
+        frames = [*self.implicit_frames(), *self.orphans, *([mine] if isinstance(mine, Frame) else [])]
+        for frame in frames:
+            if frame.conn is not None:
+                keep(frame.conn)
+        self.reset()
+        self.forget()
 
     def listen(self, listener: Callable[[Frame, float, float], object]) -> None:
         """Call ``listener(frame, start, seconds)`` after each connect: by `time.perf_counter`, the wait for the pool included.

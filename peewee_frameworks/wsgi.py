@@ -63,7 +63,11 @@ class ScopeMiddleware:
         """Run the application in a scope of its own; inside another's, only if that lacks one of our databases."""
         runtime = self.runtime
         while self._abandoned:
-            runtime.end(self._abandoned.popleft())
+            try:
+                abandoned = self._abandoned.popleft()
+            except IndexError:  # another request was faster
+                break
+            runtime.end(abandoned)
         outer: Scope | None = environ.get(SCOPE_KEY)
         while outer is not None and outer.ended:  # a dispatcher tries one application after the other
             outer = outer.parent
@@ -126,6 +130,7 @@ class ScopeMiddleware:
             problem = None if work.started or not self.runtime.options.errors else answer_to(error)
             if problem is None:
                 raise
+            work.complete(error, self.runtime)  # whatever the status
             headers = {**problem.headers, "Content-Type": "application/json", "Content-Length": str(len(problem.body))}
             start(f"{problem.status} {problem.reason}", list(headers.items()))
             return [problem.body]
@@ -165,8 +170,7 @@ class _Work(Scope):
     @property
     def label(self) -> str:  # type: ignore[override]
         """What messages call it."""
-        path = _path(self.environ).encode("latin-1", "replace").decode("utf-8", "replace")  # as PEP 3333 has it
-        return f"request {self.environ.get('REQUEST_METHOD', '')} {printable(path)}"
+        return f"request {self.environ.get('REQUEST_METHOD', '')} {printable(_path(self.environ))}"
 
 
 class _Body:
@@ -278,4 +282,5 @@ class PeeweeMiddleware:
 
 
 def _path(environ: dict[str, Any]) -> str:
-    return str(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")  # as PEP 3333 has it

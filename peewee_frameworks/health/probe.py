@@ -13,9 +13,7 @@ import contextlib
 import contextvars
 import copy
 import math
-import os
 import time
-import weakref
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import peewee
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
+from peewee_frameworks.forks import keep, watch_forks
 from peewee_frameworks.gevent import make_lock
 from peewee_frameworks.pool.drivers import driver_of
-from peewee_frameworks.pool.workers import runtime
+from peewee_frameworks.pool.workers import threads_here
 from peewee_frameworks.sqlite import is_in_memory
 
 if TYPE_CHECKING:
@@ -36,10 +35,6 @@ __all__ = ["Outcome", "Probe", "probe_of"]
 CLOSE_SECONDS = 1.0
 
 _SQLITE_QUESTION = "SELECT 1 FROM sqlite_master LIMIT 1"  # a constant alone would not make it look into the file
-
-_probes: weakref.WeakSet[Probe] = weakref.WeakSet()
-# Connections of a parent process; collecting them could say goodbye on the parent's sockets.
-_inherited: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class Probe:
         self._run: _Run | None = None
         self._conn: Any = None
         self._task: asyncio.Task[Outcome] | None = None
-        _probes.add(self)
+        watch_forks(self)
 
     def start(self, timeout: float) -> Future[Outcome]:
         """Begin to ask a sync database, or join who is asking; never blocks."""
@@ -92,7 +87,7 @@ class Probe:
                 return run.future
             run = self._run = _Run()
         try:
-            runtime().workers.submit(lambda: self._work(run, timeout))
+            threads_here().workers.submit(lambda: self._work(run, timeout))
         except RuntimeError as error:  # no thread to be had
             run.finish(error)
         return run.future
@@ -141,7 +136,7 @@ class Probe:
         conn, self._conn = self._conn, None
         if conn is not None:
             driver_of(conn).forsake(conn)
-            _inherited.append(conn)
+            keep(conn)
 
     # -- in a thread of its own -------------------------------------------------------------------------------------------
 
@@ -224,15 +219,6 @@ class Probe:
                 self._conn = conn
         if not kept:
             _close(conn)
-
-
-def _after_fork() -> None:
-    for probe in list(_probes):
-        probe.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def probe_of(state: State) -> Probe:

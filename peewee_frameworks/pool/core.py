@@ -317,7 +317,10 @@ class Engine:
             del self.waiters[waiter]
             turn.wake.append(waiter)
         self._plan(turn)
-        self.crowded = len(self.entries) - len(self.closing) > self.max
+        self.crowded = self._has_too_many()
+
+    def _has_too_many(self) -> bool:
+        return len(self.entries) - len(self.closing) > self.max
 
     def _message(self, kind: str, subject: Any, reason: str, turn: Turn) -> None:
         if kind == CLOSE:
@@ -590,8 +593,12 @@ class Engine:
                 self.retire(entry, failure, turn)
             elif entry.generation != self.generation:
                 self.retire(entry, self.generation_reason, turn)
-            elif self.closed or now >= entry.expires or len(self.entries) > self.max:
-                self.retire(entry, "expired" if now >= entry.expires else "the pool is closed or smaller", turn)
+            elif self.closed:
+                self.retire(entry, "the pool is closed", turn)
+            elif now >= entry.expires:
+                self.retire(entry, "expired", turn)
+            elif self._has_too_many():
+                self.retire(entry, "the pool was made smaller", turn)
             else:
                 entry.state, entry.since, entry.reason = OPEN, now, None
                 self.idle.append(entry)

@@ -15,7 +15,7 @@ from peewee_frameworks.spelling import nearly
 from peewee_frameworks.state import State
 
 from .drivers import pymysql_connection_class
-from .options import OPTION_NAMES, PoolOptions
+from .options import ELSEWHERE, OPTION_NAMES, PoolOptions
 from .pool import Pool
 
 if TYPE_CHECKING:
@@ -31,19 +31,6 @@ __all__ = ["PooledDatabase", "PooledMySQLDatabase", "PooledPostgresqlDatabase", 
 _OWN_OPTIONS = OPTION_NAMES - {"max_connections", "stale_timeout", "timeout", "connect_timeout"}
 # Arguments of libpq and of MySQL Connector that are spelled almost like an option of the pool.
 _ALIKE = frozenset({"keepalives", "connection_timeout"})
-# What others call the options: pwasyncio, psycopg's pool, SQLAlchemy.
-_ELSEWHERE = {
-    "acquire_timeout": "timeout",
-    "max_idle": "idle_timeout",
-    "max_lifetime": "stale_timeout",
-    "max_overflow": "max_connections",
-    "max_size": "max_connections",
-    "min_size": "min_connections",
-    "pool_min_size": "min_connections",
-    "pool_recycle": "stale_timeout",
-    "pool_size": "max_connections",
-    "pool_timeout": "timeout",
-}
 _LIVE = frozenset({"password", "passwd", "user", "host", "port", "dsn", "conninfo"})
 
 
@@ -400,8 +387,8 @@ class _LiveParams(dict[str, Any]):
 
 def _refuse_typos(arguments: Mapping[str, Any]) -> None:
     """Refuse what is all but the name of an option: the driver would get it, and complain when it first connects."""
-    for name in arguments.keys() & _ELSEWHERE.keys():
-        raise ConfigurationError(f"Unknown option {name}: it is called {_ELSEWHERE[name]} here.")
+    for name in arguments.keys() & ELSEWHERE.keys():
+        raise ConfigurationError(f"Unknown option {name}: it is called {ELSEWHERE[name]} here.")
     for name in arguments.keys() - OPTION_NAMES - _ALIKE:
         if meant := nearly(name, OPTION_NAMES):
             raise ConfigurationError(f"Unknown option {name}. Did you mean {meant}?")

@@ -82,6 +82,20 @@ class PoolOptions:
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(PoolOptions))
 
+# What others call the options: pwasyncio, psycopg's pool, SQLAlchemy.
+ELSEWHERE = {
+    "acquire_timeout": "timeout",
+    "max_idle": "idle_timeout",
+    "max_lifetime": "stale_timeout",
+    "max_overflow": "max_connections",
+    "max_size": "max_connections",
+    "min_size": "min_connections",
+    "pool_min_size": "min_connections",
+    "pool_recycle": "stale_timeout",
+    "pool_size": "max_connections",
+    "pool_timeout": "timeout",
+}
+
 _TIMES = (
     "stale_timeout",
     "timeout",

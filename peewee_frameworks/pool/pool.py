@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from peewee_frameworks.errors import (
@@ -20,6 +21,7 @@ from peewee_frameworks.errors import (
     TooManyWaiters,
     WouldBlock,
 )
+from peewee_frameworks.forks import keep, watch_forks
 from peewee_frameworks.frame import running_loop
 from peewee_frameworks.stacks import take
 from peewee_frameworks.waiting import lending
@@ -34,7 +36,7 @@ from .options import PoolOptions, seconds_to_wait
 from .stats import PoolStats, Recorder, read_stats
 from .upkeep import Upkeep, close_what_was_let_go, reap
 from .waiters import TaskWaiter, ThreadWaiter, Waiter
-from .workers import runtime, subjects, watch_forks
+from .workers import threads_here
 
 if TYPE_CHECKING:
     import asyncio
@@ -118,7 +120,8 @@ class Pool:
             self._engine = engine
             self._watch = self._watching()
             watch_forks(self)
-            runtime().maintainer.schedule(self)
+            _opened.add(self)
+            threads_here().maintainer.schedule(self)
         return engine
 
     def _make_engine(self) -> Engine:
@@ -154,7 +157,7 @@ class Pool:
             engine.retry_at = 0.0
 
         engine.locked(change)
-        runtime().maintainer.schedule(self)
+        threads_here().maintainer.schedule(self)
         if wait is None:
             return
         # Waiting for one's own warm-up is waiting for nothing else: look at short intervals instead of queueing.
@@ -216,7 +219,7 @@ class Pool:
             finally:
                 loop.call_soon_threadsafe(finish)
 
-        runtime().workers.submit(work)
+        threads_here().workers.submit(work)
         await done
 
     def after_fork(self) -> None:
@@ -227,10 +230,10 @@ class Pool:
         for entry in engine.entries.values():
             if entry.conn is not None:
                 self._driver.forsake(entry.conn)
-                _inherited.append(entry.conn)
+                keep(entry.conn)
         for keeper in self.cut.values():
             self._driver.forsake(keeper.conn)
-            _inherited.append(keeper.conn)
+            keep(keeper.conn)
         self.cut.clear()
         self._detach()  # the lock of the old engine may be held for ever, by a thread that stayed with the parent
         if self._on_fork is not None:
@@ -245,9 +248,10 @@ class Pool:
         engine.abandon(lambda: PoolClosed(f"Pool {self.name!r} was disposed of while this caller waited."))
 
     def _detach(self) -> None:
-        self._engine = None
-        self.__dict__.pop("_made", None)
+        # In this order: who makes an engine meanwhile finds neither the old one nor a recorder that is dropped.
         self._recorder = Recorder(self._recorder.sinks)
+        self.__dict__.pop("_made", None)
+        self._engine = None
 
     # -- checkout -----------------------------------------------------------------------------------------------
 
@@ -374,7 +378,7 @@ class Pool:
     def _enqueue(self, engine: Engine, waiter: Waiter, timeout: float | None) -> float | None:
         """Queue a waiter and return its deadline."""
         if self._suspended_error and engine.shut and not engine.closed:
-            raise self._error(PoolExhausted, "the pool is suspended")
+            raise self._error(PoolExhausted, "the pool is suspended; pool.resume() ends that")
         # Whoever died holding one should not make others wait; in a long queue, a look now and then is enough.
         if len(engine.entries) >= engine.max and (not engine.waiters or waiter.since - self._looked >= REAP_INTERVAL):
             self._looked = waiter.since
@@ -391,7 +395,11 @@ class Pool:
             raise self._error(TooManyWaiters, f"max_waiting ({self.options.max_waiting}) callers are queued already")
         if refusal is not None:
             self._recorder.count("refused")
-            raise self._error(PoolExhausted, "all connections are in use, and the timeout says not to wait")
+            raise self._error(
+                PoolExhausted,
+                "all connections are in use, and without a timeout nobody waits",
+                " Give timeout=5 to wait for one, or a larger max_connections.",
+            )
         if not wait:
             seconds = self.options.connect_timeout
         return None if seconds is None else waiter.since + seconds
@@ -429,7 +437,7 @@ class Pool:
         self._recorder.count("timeouts")
         self.events.emit("timeout", error=error)
 
-    def _error(self, kind: type[PoolError], what: str) -> PoolError:
+    def _error(self, kind: type[PoolError], what: str, remedy: str = "") -> PoolError:
         engine = self.engine
         message = f"Pool {self.name!r}: {what} ({self._numbers()}"
         held = snapshot(engine.held.values())
@@ -440,7 +448,7 @@ class Pool:
             if label is not None:
                 message += f" by {label}"
             message += _thread_name(longest.thread)
-        return kind(message + ").")
+        return kind(f"{message}).{remedy}")
 
     def _label_of(self, entry: Entry) -> str | None:
         use = entry.id, entry.since
@@ -499,8 +507,8 @@ class Pool:
         """Tell a double return, or that of a connection which was closed meanwhile, from a foreign connection."""
         if self.owns(conn):
             return
-        for other in subjects():
-            if other is not self and isinstance(other, Pool) and other.owns(conn):
+        for other in list(_opened):
+            if other is not self and other.owns(conn):
                 raise ForeignConnection(
                     f"Pool {self.name!r}: this connection belongs to pool {other.name!r}; return it there."
                 )
@@ -554,7 +562,7 @@ class Pool:
 
         engine.locked(change)
         self._watch = self._watching()
-        runtime().maintainer.schedule(self)
+        threads_here().maintainer.schedule(self)
 
     def invalidate_all(self, reason: str) -> None:
         """Let every connection opened so far die: the idle ones now, the others when they come back."""
@@ -707,13 +715,13 @@ class Pool:
     # -- work in the background ---------------------------------------------------------------------------------
 
     def _revisit(self, at: float) -> None:
-        runtime().maintainer.schedule(self, max(0.0, at - self._clock()))
+        threads_here().maintainer.schedule(self, max(0.0, at - self._clock()))
 
     def _dispatch(self, engine: Engine, jobs: list[Job]) -> None:
         """Hand jobs to the workers; what cannot be handed over, because the interpreter ends, is done here."""
         for job in jobs:
             work = functools.partial(run_job, self, engine, job)
-            workers = runtime().workers
+            workers = threads_here().workers
             try:
                 # Who waits for a connect has the time to start a thread, who gives something back has not.
                 (workers.submit if job.kind == CONNECT else workers.submit_later)(work)
@@ -728,8 +736,8 @@ class Pool:
                 run_job(self, engine, job)
 
 
-# Connections of a parent process. Kept for ever: their finalisers could still talk to the parent's server session.
-_inherited: list[Any] = []
+# Those that were used in this process.
+_opened: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 def _thread_name(ident: int) -> str:

@@ -9,7 +9,6 @@ of them. All threads are daemons, nobody joins them.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -17,12 +16,13 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from peewee_frameworks.forks import watch_forks
 from peewee_frameworks.gevent import make_queue, start_thread, unpatched_hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Maintained", "Maintainer", "Runtime", "Workers", "runtime", "watch_forks"]
+__all__ = ["Maintained", "Maintainer", "Threads", "Workers", "threads_here"]
 
 logger = logging.getLogger("peewee_frameworks.pool")
 
@@ -34,9 +34,6 @@ class Maintained(Protocol):
 
     def maintain(self) -> float | None:
         """Do what is due; return the seconds until the next call, or ``None`` for never."""
-
-    def after_fork(self) -> None:
-        """Forget, in a forked child, what belongs to the parent."""
 
 
 class Workers:
@@ -203,7 +200,7 @@ def _take(tokens: deque[None], taken: list[None]) -> None:
     taken.extend(map(deque.pop, (tokens,)))
 
 
-class Runtime:
+class Threads:
     """The workers and the maintainer that fit the process as it is."""
 
     def __init__(self) -> None:
@@ -211,32 +208,22 @@ class Runtime:
         self.maintainer = Maintainer()
 
 
-_runtimes: dict[Any, Runtime] = {}
-_subjects: weakref.WeakSet[Any] = weakref.WeakSet()
-_watching: list[bool] = []
+class _Worlds(dict[Any, Threads]):
+    """The threads, by what ``threading`` was when they were made, or by an unpatched hub."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # for `watch_forks`
+
+    def after_fork(self) -> None:
+        """Forget them: they stayed with the parent."""
+        self.clear()
 
 
-def runtime() -> Runtime:
-    """Return the runtime that fits the caller; another one once ``threading`` has been patched, or in an unpatched hub."""
+_worlds = _Worlds()
+watch_forks(_worlds)
+
+
+def threads_here() -> Threads:
+    """Return the threads that fit the caller; others once ``threading`` has been patched, or in an unpatched hub."""
     world = unpatched_hub() or threading.Lock
-    found = _runtimes.get(world)
-    return _runtimes.setdefault(world, Runtime()) if found is None else found
-
-
-def watch_forks(subject: Maintained) -> None:
-    """Have ``subject.after_fork()`` called in forked children."""
-    _subjects.add(subject)
-    if not _watching and hasattr(os, "register_at_fork"):
-        _watching.append(True)
-        os.register_at_fork(after_in_child=_after_fork)
-
-
-def subjects() -> list[Any]:
-    """Return all pools that are open in this process, and whoever else watches for forks."""
-    return list(_subjects)
-
-
-def _after_fork() -> None:
-    _runtimes.clear()  # their threads stayed with the parent
-    for subject in list(_subjects):
-        subject.after_fork()
+    found = _worlds.get(world)
+    return _worlds.setdefault(world, Threads()) if found is None else found

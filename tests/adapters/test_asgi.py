@@ -282,6 +282,20 @@ async def test_an_application_without_lifespan_is_spared_it(app, sqlite):
     assert not sqlite._connections
 
 
+async def test_an_application_that_fails_at_its_start_is_told_of(sqlite, caplog):
+    """It knows lifespans, so its start has failed, and not quietly."""
+
+    async def app(scope, receive, send):
+        await receive()
+        raise LookupError("no such setting")
+
+    async with Server(PeeweeMiddleware(app, sqlite)) as server:
+        assert server.started == {"type": "lifespan.startup.complete"}
+    record = next(record for record in caplog.records if record.exc_info)
+    assert "failed at its start" in record.message
+    assert isinstance(record.exc_info[1], LookupError)
+
+
 async def test_the_application_starts_after_and_stops_before_the_databases(database, item):
     """In a scope each, which holds nothing between them."""
     told = []

@@ -17,6 +17,7 @@ import pytest
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Response, WebSocket
 from fastapi.testclient import TestClient
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from peewee_frameworks import ConcurrentUse, ConfigurationError, connection_scope, current_scope
 from peewee_frameworks.fastapi import Peewee
@@ -155,6 +156,25 @@ def test_with_scope_function_the_applications_handler_sees_the_error_of_the_comm
         assert (response.status_code, response.text) == (422, "mine")
         assert shop.everything_is_back()
     shop.database.close_all()
+
+
+@pytest.mark.parametrize("cls", [HTTPException, StarletteHTTPException])
+def test_errors_are_answered_by_the_applications_handler_for_http_exceptions(sqlite_shop, cls):
+    """Whichever of the two classes it was registered for."""
+    shop = sqlite_shop(errors=True)
+    app = shop.app()
+
+    @app.exception_handler(cls)
+    def handler(request, error):
+        return Response(f"mine: {error.detail}", error.status_code)
+
+    @app.get("/")
+    def endpoint():
+        shop.Item.get_by_id(99)
+
+    with TestClient(app) as client:
+        response = client.get("/")
+        assert (response.status_code, response.text) == (404, "mine: Not found.")
 
 
 def test_the_transaction_dependency_takes_part_in_a_transaction_that_is_open(shop):

@@ -7,6 +7,8 @@ import gc
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -953,6 +955,26 @@ def test_a_predicate_that_raises_is_a_500_and_rolls_back(models):
     assert rows(models) == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "handler", "status", "stored"),
+    [
+        ("/raise", None, 500, 0),
+        ("/raise", 500, 503, 0),
+        ("/raise", RuntimeError, 503, 1),
+        ("/write/404", None, 404, 1),
+    ],
+)
+def test_an_exception_that_nobody_handles_rolls_back_whatever_its_status(models, path, handler, status, stored):
+    """`rollback_on` is for responses that somebody meant; a page for 500 is none, not even one of the application's."""
+    app = atomic_app(models, rollback_on=[409])
+    if handler is not None:
+        app.register_error_handler(handler, lambda error: (f"{models.Item.select().count()} so far", 503))
+    answer = app.test_client().get(path)
+    assert answer.status_code == status
+    assert handler is None or answer.text == "1 so far"
+    assert rows(models) == stored
+
+
 def test_init_app_comes_before_the_first_request(db):
     app = Flask("late")
     app.test_client().get("/")
@@ -987,3 +1009,31 @@ def test_an_application_that_answers_inside_a_view_leaves_the_commit_to_the_one_
     assert outer.test_client().get("/").status_code == 409
     with connection_scope(db):
         assert models.Item.select().count() == 0
+
+
+def test_a_forked_child_starts_and_stops_for_itself(tmp_path):
+    """What its parent has started is not counted there: the child's stop closes the child's pool."""
+    code = f"""
+import os
+from flask import Flask
+from peewee_frameworks.flask import Peewee
+from peewee_frameworks.pool import PooledSqliteDatabase
+db = PooledSqliteDatabase({str(tmp_path / "x.db")!r})
+orm = Peewee(db)
+orm.init_app(Flask("shop"))
+orm.start()
+child = os.fork()
+if child == 0:
+    orm.start()
+    assert not db.pool.stats().closed
+    orm.stop()
+    assert db.pool.stats().closed
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert not db.pool.stats().closed
+orm.stop()
+assert db.pool.stats().closed
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

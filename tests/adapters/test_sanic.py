@@ -524,7 +524,7 @@ async def asgi_get(app, *paths):
 def test_init_app_twice_is_an_error(make_database, make_sanic):
     app, orm = make_sanic("shop"), Peewee(make_database())
     orm.init_app(app)
-    with pytest.raises(ConfigurationError, match=r"twice on Sanic\(name=\"shop\"\)"):
+    with pytest.raises(ConfigurationError, match=r"Sanic\(name=\"shop\"\): this Peewee is installed already"):
         orm.init_app(app)
 
 
@@ -657,6 +657,70 @@ async def test_a_policy_may_come_after_init_app_and_a_later_one_wins(make_databa
     orm.policy(blueprint, connect="eager")
     (answer,) = await asgi_get(app, "/")
     assert answer.text == "True"
+
+
+@pytest.mark.anyio
+async def test_a_policy_of_a_group_holds_in_the_groups_in_it_and_theirs_goes_first(make_database, make_sanic):
+    database = make_database()
+    app, orm = make_sanic(), Peewee(database)
+    blueprints = [Blueprint(name, url_prefix=name) for name in "abc"]
+    for blueprint in blueprints:
+
+        @blueprint.get("/")
+        async def handler(request):
+            return text(f"{not database.is_closed()}")
+
+    a, b, c = blueprints
+    inner = Blueprint.group(b)
+    outer = Blueprint.group(Blueprint.group(a), inner, c)
+    orm.policy(inner, connect="lazy")
+    orm.policy(outer, connect="eager")
+    app.blueprint(outer)
+    orm.init_app(app)
+    answers = await asgi_get(app, "/a/", "/b/", "/c/")
+    assert [answer.text for answer in answers] == ["True", "False", "True"]
+
+
+@pytest.mark.anyio
+async def test_an_exception_that_nobody_handles_rolls_back_whatever_its_status(make_database, make_sanic):
+    """`rollback_on` is for responses that somebody meant, as an exception handler does."""
+    database = make_database()
+
+    class Note(database.Model):
+        text = peewee.TextField()
+
+    app = make_sanic()
+    Peewee(database, transaction=True, rollback_on=[409], create_tables=[Note], connect="lazy").init_app(app)
+
+    @app.get("/<kind:str>")
+    async def handler(request, kind):
+        Note.create(text=kind)
+        if kind == "handled":
+            raise LookupError
+        if kind == "unhandled":
+            raise RuntimeError
+        return text("", 404)
+
+    @app.exception(LookupError)
+    async def handled(request, error):
+        return text("", 500)
+
+    with database:
+        database.create_tables([Note])
+    answers = await asgi_get(app, "/unhandled", "/handled", "/fine")
+    assert [answer.status_code for answer in answers] == [500, 500, 404]
+    with database:
+        assert [each.text for each in Note.select()] == ["handled", "fine"]
+
+
+@pytest.mark.parametrize("first", ["init_app", "blueprint"])
+def test_health_endpoints_and_init_app_come_in_either_order(make_database, make_sanic, first):
+    app, orm = make_sanic(), Peewee(make_database())
+    steps = [lambda: orm.init_app(app), lambda: app.blueprint(orm.blueprint(url_prefix="/db", health=True))]
+    for step in steps if first == "init_app" else reversed(steps):
+        step()
+    with pytest.raises(ConfigurationError, match="installed already"):
+        orm.init_app(app)
 
 
 @pytest.mark.anyio

@@ -16,6 +16,7 @@ import flask
 import httpx2
 import peewee
 import pytest
+from playhouse.pool import PooledSqliteDatabase
 from playhouse.pwasyncio import AsyncSqliteDatabase
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -328,6 +329,38 @@ def test_an_argument_that_the_driver_does_not_take_is_told_with_its_database(tmp
     expected = r"Database 'archive', .*file\.db'\): its driver does not take the arguments .*'timeuot'"
     with pytest.raises(ConfigurationError, match=expected), TestClient(app):
         pass
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["before the first start", "between two starts"])
+def test_a_proxy_that_is_initialised_anew_is_followed(tmp_path, served):
+    """A test's database takes the place of the real one, in an application that was made with that."""
+    real, mine = (PooledSqliteDatabase(str(tmp_path / f"{name}.db")) for name in ("real", "mine"))
+    proxy = peewee.DatabaseProxy()
+    proxy.initialize(real)
+
+    class Note(peewee.Model):
+        text = peewee.TextField()
+
+        class Meta:
+            database = proxy
+
+    orm = Peewee(proxy, create_tables=[Note], transaction=True)
+
+    def write(request):
+        Note.create(text="x")
+        return PlainTextResponse(f"{proxy.in_transaction()} {Note.select().count()}")
+
+    app = Starlette(routes=[Route("/", write)], lifespan=orm.lifespan(), middleware=[orm.middleware()])
+    if served:
+        with TestClient(app) as client:
+            assert client.get("/").text == "True 1"
+    proxy.initialize(mine)
+    with TestClient(app) as client:
+        assert client.get("/").text == "True 1"
+    assert not mine._in_use
+    assert not real._in_use
+    real.close_all()
+    mine.close_all()
 
 
 def test_with_check_warn_it_starts_anyway(tmp_path, caplog):

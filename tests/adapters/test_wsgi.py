@@ -319,9 +319,12 @@ def test_excluded_paths_are_neither_eager_nor_atomic(db):
     def app(environ, start_response):
         return answer(start_response, [str(len(db._in_use)).encode()])
 
-    orm = PeeweeMiddleware(app, db, connect="eager", exclude=["/health*", lambda environ: "NO_DB" in environ])
+    orm = PeeweeMiddleware(
+        app, db, connect="eager", exclude=["/health*", "/caf\u00e9", lambda environ: "NO_DB" in environ]
+    )
     assert Call(orm, "/").read() == b"1"
     assert Call(orm, "/health/live").read() == b"0"
+    assert Call(orm, "/caf\u00e9".encode().decode("latin-1")).read() == b"0"  # as servers hand paths on
     assert Call(orm, "/", NO_DB="1").read() == b"0"
 
 
@@ -335,6 +338,20 @@ def test_errors_become_responses_by_option(db, models):
     assert (call.status, call.headers["Content-Type"]) == (404, "application/json")
     with pytest.raises(peewee.DoesNotExist):
         Call(PeeweeMiddleware(app, db))
+
+
+def test_an_exception_that_becomes_a_response_rolls_back_whatever_its_status(db, models):
+    """As under ASGI: `rollback_on` is for the responses of the application."""
+    item, _ = models
+
+    def app(environ, start_response):
+        item.create(owner="x")
+        return answer(start_response, [item.get(item.owner == "nobody").owner])
+
+    call = Call(PeeweeMiddleware(app, db, transaction=True, errors=True, rollback_on=range(500, 600)))
+    assert call.status == 404
+    with db:
+        assert item.select().count() == 0
 
 
 # Applications in applications

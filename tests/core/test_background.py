@@ -120,6 +120,6 @@ def test_a_forked_child_starts_anew():
     """The threads and the lock of the parent are not there in the child."""
     background = Background()
     background.submit(lambda: 1).result(DEADLINE)
-    background.forget()
+    background.after_fork()
     assert background._threads == 0
     assert background.submit(lambda: 2).result(DEADLINE) == 2

@@ -503,9 +503,9 @@ def test_loops_of_several_threads_that_come_first_at_once_have_one_runner(whose,
     [
         (
             peewee.Table("item").select(),
-            r"a Select, which is no function\. .* for a query's rows `run\(list, query\)`",
+            r"a Select object, which is no function\. .* for a query's rows `run\(list, query\)`",
         ),
-        (3, r"a int, which is no function\. Give the function, not its result"),
+        (3, r"a int object, which is no function\. Give the function, not its result"),
     ],
 )
 def test_what_is_no_function_is_told_what_to_give(db, given, remedy):

@@ -10,12 +10,13 @@ import threading
 import peewee
 import pytest
 
-from peewee_frameworks import ConcurrentUse, ScopeEnded, ScopeError, connection_scope
+from peewee_frameworks import ConcurrentUse, ConfigurationError, ScopeEnded, ScopeError, connection_scope
+from peewee_frameworks.runtime import Runtime
 from peewee_frameworks.scope import Scope, complete
 from peewee_frameworks.state import install
 from tests.core.conftest import in_use, make_note
 from tests.core.helpers import DEADLINE, Gate, SlowStatement, in_thread, start
-from tests.support.concurrency import eventually, run_threads
+from tests.support.concurrency import Halves, eventually, run_threads
 from tests.support.databases import Place
 
 
@@ -716,3 +717,101 @@ def test_a_savepoint_that_cannot_be_rolled_back_says_so(place, db, note):
         assert busy.late.result(DEADLINE) == 1
     with connection_scope(db):
         assert note.select().count() == 0
+
+
+@pytest.mark.parametrize("kind", ["with", "async with"])
+def test_a_scope_with_a_transaction_does_not_commit_half_of_a_call_that_goes_on(db, note, kind):
+    """Both forms refuse; a coroutine may write either."""
+    unit = Halves(lambda name: note.create(text=name))
+    runtime = Runtime(db)
+
+    async def work():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await runtime.run(unit)
+
+    async def main():
+        await runtime.start_async()
+        with pytest.raises(ConcurrentUse, match=r"a call of orm\.run goes on"):
+            if kind == "with":
+                with connection_scope(db, transaction=True):
+                    await work()
+            else:
+                async with connection_scope(db, transaction=True):
+                    await work()
+        await unit.finish()
+        await runtime.stop_async()
+
+    asyncio.run(main())
+    eventually(lambda: in_use(db) == 0)
+    with db:
+        assert note.select().count() == 0
+
+
+@pytest.mark.parametrize("queries", [True, False], ids=["a query follows", "no query follows"])
+@pytest.mark.parametrize("fails", [True, False], ids=["rolled back", "committed"])
+def test_after_commit_waits_for_a_transaction_that_begins_with_the_first_query(db, note, queries, fails):
+    """Peewee calls it at once where no transaction is open, and here one is about to be."""
+    called = []
+
+    def callback():
+        called.append(note.select().count())
+
+    with contextlib.suppress(LookupError), connection_scope(db, transaction=True):
+        db.after_commit(callback)
+        assert called == []
+        if queries:
+            note.create(text="x")
+        if fails:
+            raise LookupError
+    assert called == ([] if fails else [1 if queries else 0])
+    db.close()
+
+
+def test_a_block_does_not_commit_half_of_a_call_that_goes_on(db, note):
+    """It was made inside the block, and its caller has caught the timeout there."""
+    unit = Halves(lambda name: note.create(text=name))
+    runtime = Runtime(db)
+
+    async def main():
+        await runtime.start_async()
+        async with connection_scope(db):
+            refused = pytest.raises(ConcurrentUse, match=r"a call of orm\.run that was made inside it goes on")
+            with refused, db.atomic(), contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await runtime.run(unit)
+            await unit.finish()  # what goes on is refused: the block it was part of is gone
+        await runtime.stop_async()
+
+    asyncio.run(main())
+    with db:
+        assert note.select().count() == 0
+
+
+@pytest.mark.parametrize("block", ["atomic", "connection_context"])
+def test_a_block_may_decorate_a_coroutine_function_and_no_generator_function(db, note, block):
+    """The block would end before the body runs."""
+    decorate = getattr(db, block)()
+
+    @decorate
+    async def write(text, error=None):
+        note.create(text=text)
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+
+    async def main():
+        async with connection_scope(db):
+            await write("kept")
+            with pytest.raises(LookupError):
+                await write("perhaps", LookupError())
+
+    asyncio.run(main())
+    db._state.runner.close()
+    with db:
+        assert {each.text for each in note.select()} == ({"kept"} if block == "atomic" else {"kept", "perhaps"})
+    with pytest.raises(ConfigurationError, match=r"rows is a generator function: its body would run after the block"):
+
+        @decorate
+        def rows():
+            yield from note.select()

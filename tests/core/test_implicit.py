@@ -185,6 +185,53 @@ def test_dispose_forgets_all(lite):
     conn.close()
 
 
+FORKED = """
+import os, sys, threading
+import peewee
+from peewee_frameworks import connection_scope
+from peewee_frameworks.pool import PooledSqliteDatabase
+from peewee_frameworks.state import install
+
+db = {"pooled": PooledSqliteDatabase, "unpooled": peewee.SqliteDatabase}[sys.argv[1]](sys.argv[2])
+install(db)
+class Note(db.Model):
+    text = peewee.CharField()
+db.create_tables([Note])
+db.close()
+begun, forked = threading.Event(), threading.Event()
+def write():
+    with db.atomic():
+        Note.create(text="the parent's")
+        begun.set()
+        forked.wait(20)
+    db.close()
+writer = threading.Thread(target=write)
+writer.start()
+begun.wait(20)
+with connection_scope(db):
+    assert Note.select().count() == 0  # a connection of the thread that forks, too
+    inherited = db.connection()
+    child = os.fork()
+    if child == 0:
+        assert db.is_closed()
+        assert Note.select().count() == 0
+        assert db.connection() is not inherited
+        os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+forked.set()
+writer.join()
+assert Note.select().count() == 1
+"""
+
+
+@pytest.mark.parametrize("kind", ["pooled", "unpooled"])
+def test_a_forked_child_leaves_the_transactions_of_its_parent_alone(tmp_path, kind):
+    """The thread that began one is gone there; whoever connects next must not roll it back as an orphan's."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, kind, str(tmp_path / "x.db")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_scope_inside_leaves_the_implicit_connection_alone(lite):
     """The thread's own connection is there again after a scope."""
     conn = lite.connection()

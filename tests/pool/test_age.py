@@ -251,3 +251,21 @@ def test_50_a_hundred_that_were_opened_together_stall_nobody_when_they_expire(se
     assert server.connects > 150  # they did expire
     assert server.peak <= 100
     assert waits[int(len(waits) * 0.99)] < 0.02, waits[int(len(waits) * 0.99)]
+
+
+def test_47_a_resize_amid_a_check_closes_no_more_than_it_must(server, pool_of):
+    pool = pool_of(max_connections=4, ping_after=0)
+    for conn in [pool.acquire() for _ in range(4)]:
+        pool.release(conn)
+    gate = server.hang("ping")
+    user = threading.Thread(target=lambda: pool.release(pool.acquire()))
+    user.start()
+    eventually(lambda: pool.stats().checking == 1)
+    closing = server.hang("close")
+    pool.resize(2)
+    gate.set()
+    user.join(10)
+    assert pool.stats().closing == 2
+    closing.set()
+    eventually(lambda: settled(pool))
+    assert numbers(pool) == (2, 0, 0)
