@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .config import PREFIX
 from .errors import ConfigurationError
 from .runtime import Runtime
 from .scope import connection_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Unpack
 
     from .config import Databases, OptionKeywords
@@ -42,6 +43,7 @@ class Extension:
         Raises: `ConfigurationError` for options that cannot work.
         """
         self.runtime = Runtime(database, **options)
+        self._settings: dict[str, Any] | None = None
 
     @property
     def database(self) -> Any:
@@ -93,6 +95,20 @@ class Extension:
                 f"init_app({type(app).__name__}): {type(self).__module__}.Peewee serves {kind.__name__} applications. "
                 "Import the Peewee of your framework, and give its init_app the application itself."
             )
+
+    def _read_config(self, app: Any, config: Mapping[str, Any]) -> None:
+        """Configure from an application's ``PEEWEE_…`` keys, which are the same in each application that it serves.
+
+        Raises: `ConfigurationError`.
+        """
+        settings = {key: value for key, value in config.items() if key.startswith(PREFIX)}
+        if self._settings not in (None, settings):
+            raise ConfigurationError(
+                f"{app!r} has other {PREFIX}… settings than an application that this Peewee serves already. Make a Peewee for "
+                "each, or give both the same configuration."
+            )
+        self.runtime.configure(config)
+        self._settings = settings
 
     async def run(self, function: Callable[_Args, _Result], /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
         """Call sync code that queries, on a thread, in the current request's scope; such calls take turns.

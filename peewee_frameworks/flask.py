@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
-from flask import Flask, Response, current_app, got_request_exception, has_app_context, request
+from flask import Flask, Response, current_app, has_app_context, request
 from flask.ctx import AppContext
 from flask.globals import app_ctx
 from werkzeug.exceptions import default_exceptions
@@ -70,7 +70,6 @@ class Peewee(Extension):
         """See `Extension`."""
         super().__init__(database, **options)
         self._atomic_key = f"peewee_frameworks.atomic.{id(self)}"
-        self._settings: dict[str, Any] | None = None
         self._start = _Start(self.runtime)
 
     async def run(self, function: Callable[_Args, _Result], /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
@@ -124,23 +123,15 @@ class Peewee(Extension):
             raise ConfigurationError(
                 f"The Flask application {app.name!r} has served a request already. Call init_app() where it is made."
             )
-        settings = app.config.get_namespace("PEEWEE_")
-        if self._settings not in (None, settings):
-            raise ConfigurationError(
-                f"The Flask application {app.name!r} has other PEEWEE_… settings than one this Peewee serves already. Make a "
-                "Peewee for each, or give both the same configuration."
-            )
-        self.runtime.configure(app.config)
+        self._read_config(app, app.config)
         for database in self.databases.values():
             gevent.check(database)
-        self._settings = settings
         installed.append(self)
         around = ScopeMiddleware(app.wsgi_app, self.runtime, prepare=False, is_complete=_is_complete)
         app.wsgi_app = around  # type: ignore[method-assign]
         if self.runtime.options.transaction is not False:
             # First in the list runs last: what another function raises must find the transaction open.
             app.after_request_funcs.setdefault(None, []).insert(0, self._end_transaction)
-            got_request_exception.connect(self._fail, app)
         if len(installed) == 1:
             _watch(app)
             _add_commands(app)
@@ -216,7 +207,7 @@ class Peewee(Extension):
             work.failed = None
         return response
 
-    def _fail(self, _: Flask, exception: BaseException, **__: Any) -> None:
+    def _fail(self, exception: BaseException) -> None:
         """Note an exception for which the application has no handler; its page for 500 is yet to be made."""
         began = request.environ.get(self._atomic_key) is _current_request()
         if began and (work := self._work()) is not None:
@@ -282,6 +273,15 @@ def _watch(app: Flask) -> None:
         return preprocess(*context)
 
     app.preprocess_request = preprocess_request  # type: ignore[method-assign]
+    handle = app.handle_exception
+
+    # Not the signal got_request_exception: Flask-RESTful sends it of what it handles, too.
+    def handle_exception(*context_and_error: Any) -> Any:
+        for orm in installed:
+            orm._fail(context_and_error[-1])
+        return handle(*context_and_error)
+
+    app.handle_exception = handle_exception  # type: ignore[assignment, method-assign]
 
 
 def _current_request() -> Any:

@@ -537,14 +537,7 @@ class Frame:
             self._release()
         if conn is None:
             return None
-        if dirty and dirty != [self.request_transaction]:  # an atomic request that failed needs no warning
-            logger.warning(
-                "%s: %s ended with %s open; rolled back.",
-                self.state.name,
-                self.label,
-                _describe(dirty),
-                extra=self._told,
-            )
+        self._warn_open(dirty)
         live = self.live_cursors(conn)
         if live and self.state.is_sqlite and self._reader != native_thread():
             # Another thread may be inside SQLite with one of them, and to close it there crashes the process.
@@ -584,17 +577,30 @@ class Frame:
             self._release()
         if conn is None:
             return
+        self._warn_late()
+        live = self.live_cursors(conn) if self.state.is_sqlite else None
+        if live:
+            self.state.linger(conn, live, self._released)
+        else:
+            self.state.drop(conn, self._released)
+
+    def _warn_late(self) -> None:
         logger.warning(
             "%s: a statement of %s was still running when it ended; its connection is closed, not reused.",
             self.state.name,
             self.label,
             extra=self._told,
         )
-        live = self.live_cursors(conn) if self.state.is_sqlite else None
-        if live:
-            self.state.linger(conn, live, self._released)
-        else:
-            self.state.drop(conn, self._released)
+
+    def _warn_open(self, open_: list[Any]) -> None:
+        if open_ and open_ != [self.request_transaction]:  # an atomic request that failed needs no warning
+            logger.warning(
+                "%s: %s ended with %s open; rolled back.",
+                self.state.name,
+                self.label,
+                _describe(open_),
+                extra=self._told,
+            )
 
     @property
     def _told(self) -> dict[str, Any]:

@@ -120,10 +120,10 @@ class _Block:
         frame, mark = entry.frame, entry.mark
         # Not elsewhere, where the collector ends a generator's block: whoever read from the generator still carries the mark.
         failed = bool(exc_info) and exc_info[0] is not None
-        refusal = None if failed or mark is None else _refusal_to_halve(frame, mark)
+        refusal = None if failed or mark is None else _refusal_to_halve(self, frame, mark)
         if refusal is not None:
             exc_info = (ConcurrentUse, refusal, None)
-        undone = (failed or refusal is not None) and current_lineage.get() is mark
+        undone = refusal is not None or (failed and current_lineage.get() is mark)
         try:
             if self.db._state.frame() is frame and (mark is None or inherits(mark)):
                 result = super().__exit__(*exc_info)  # type: ignore[misc]
@@ -144,16 +144,18 @@ class _Block:
         """Do what is to be done when somebody else was using the connection at the end of the block."""
 
 
-def _refusal_to_halve(frame: Frame, mark: Lineage) -> ConcurrentUse | None:
-    """Return the error for a COMMIT that would keep half of a call of `orm.run` made inside the block; else None."""
+def _refusal_to_halve(block: Any, frame: Frame, mark: Lineage) -> ConcurrentUse | None:
+    """Return the error for a COMMIT that would keep half of a call of `orm.run` which was given up in the block; else None."""
     around = current_frames.get()
     scope = None if around is None else around.scope
-    if scope is None or not any(each.slot is not None and each.slot.is_busy_in(mark) for each in scope.chain):
+    if scope is None or len(frame.transactions) + len(frame.savepoints) > 1 or isinstance(block, peewee._savepoint):
+        return None
+    if not any(each.slot is not None and each.slot.is_left_in(mark) for each in scope.chain):
         return None
     return ConcurrentUse(
-        f"A block of {frame.label} cannot commit: a call of orm.run that was made inside it goes on, and what that has done so "
-        "far would be committed without the rest. Await the call, also one that was cancelled or timed out, before the block "
-        "ends, or write `async with`, which waits for it; the block is rolled back."
+        f"A block of {frame.label} cannot commit: a call of orm.run that was cancelled or timed out in it goes on, and what "
+        "that has done so far would be committed without the rest. Let the cancellation leave the block, or write "
+        "`async with`, which waits for the call; the block is rolled back."
     )
 
 

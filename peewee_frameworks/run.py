@@ -96,11 +96,13 @@ def _expire(waiter: asyncio.Future[bool]) -> None:
 class _Running:
     """One call while it runs; its context and what is started from there know it."""
 
-    __slots__ = ("ended", "mark", "slot")
+    __slots__ = ("ended", "mark", "outlives", "slot")
 
     def __init__(self, slot: _Slot) -> None:
         self.slot = slot
         self.mark = current_lineage.get()
+        self.outlives = False
+        """Whether it goes on though its caller was cancelled: nobody can wait for it any more."""
         self.ended = False
 
 
@@ -131,9 +133,10 @@ class _Slot:
         around = _inside.get()
         return self.place.is_running and (around is None or around.slot is not self or around.ended)
 
-    def is_busy_in(self, block: Lineage) -> bool:
-        """Return whether a call goes on, and not the caller's own, that was made inside a block."""
-        return self.busy and self.call is not None and comes_from(self.call.mark, block)
+    def is_left_in(self, block: Lineage) -> bool:
+        """Return whether a call that was made inside a block goes on without its caller."""
+        call = self.call
+        return call is not None and call.outlives and self.busy and comes_from(call.mark, block)
 
 
 class Runner:
@@ -181,8 +184,8 @@ class Runner:
             raise
         turn, dock = slot.turn, slot.place.dock
         try:
-            slot.call = _Running(slot)
-            work = functools.partial(_call, slot.call, function, args, kwargs)
+            running = slot.call = _Running(slot)
+            work = functools.partial(_call, running, function, args, kwargs)
             call = Call(slot.place, contextvars.copy_context(), work, turn.leave)
         except BaseException:
             turn.leave()
@@ -198,6 +201,7 @@ class Runner:
             raise
         except BaseException as error:
             withdrawn = dock.withdraw(call)  # if it has not begun
+            running.outlives = not withdrawn
             if undo is not None and isinstance(error, asyncio.CancelledError):
                 self._undo(slot, undo, withdrawn)
             raise

@@ -23,7 +23,7 @@ from .background import background
 from .config import DEFAULT_ALIAS, Options, open_databases, resolve
 from .errors import ConfigurationError
 from .frame import current_frames
-from .guarded import GuardedProxy
+from .late import LateDatabase, is_late, not_ready
 from .lifecycle import Lifecycle
 from .names import display_name
 from .queries import count_queries
@@ -62,33 +62,6 @@ class ErrorStatus(Exception):  # never shown: it tells the transaction why
     """The response has a status on which an atomic request is rolled back."""
 
 
-class LateDatabase(GuardedProxy):
-    """Stands for the default database until the configuration that names it is read, in `init_app` or at start."""
-
-    __slots__ = ()
-
-    def __getattr__(self, name: str) -> Any:
-        if self.obj is None:
-            raise _not_ready()
-        return getattr(self.obj, name)
-
-    @staticmethod
-    def not_ready() -> ConfigurationError:
-        """Say what to do, where a `DatabaseProxy` would ask for `initialize`."""
-        return _not_ready()
-
-
-class _NotConfigured(ConfigurationError, AttributeError):
-    """So that `hasattr` on the stand-in answers instead of failing."""
-
-
-def _not_ready() -> ConfigurationError:
-    return _NotConfigured(
-        "The database is not known yet: Peewee() was made without one, and the application's configuration has not been "
-        "read. Call orm.init_app(app) (or start the application's lifespan) first, or pass the database: Peewee(db)."
-    )
-
-
 # Of this process: a database may be used by several.
 runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
@@ -110,6 +83,7 @@ class Runtime:
         # What `states` gives, without its call; None as long as a proxy among the databases is not initialised. A list of its
         # own: see `_has_plain`.
         self.installed: list[State] | None = None
+        self._followed: list[Any] = []
         self._proxy: LateDatabase | None = None
         self._runner: Runner | None = None
         # What to call, while the last application stops, when the last unit of work has ended.
@@ -144,7 +118,7 @@ class Runtime:
         """
         given, options = resolve(self._keywords, mapping)
         databases = self.databases or open_databases(given)
-        ready = {alias: database for alias, database in databases.items() if not _is_late(database)}
+        ready = {alias: database for alias, database in databases.items() if not is_late(database)}
         states = [install(database) for database in ready.values()]
         for database in ready.values():
             _check_autoconnect(database, options)
@@ -152,7 +126,8 @@ class Runtime:
         self.releases_early = options.release == "response_start"
         self._install(states)
         for database in databases.values():
-            if isinstance(database, peewee.Proxy):
+            if isinstance(database, peewee.Proxy) and database not in self._followed:
+                self._followed.append(database)
                 self._follow(database)
         if self._proxy is not None and self._proxy.obj is None:
             self._proxy.initialize(self.database)
@@ -182,7 +157,7 @@ class Runtime:
         Raises: `ConfigurationError` naming the aliases there are.
         """
         if not self.databases:
-            raise _not_ready()
+            raise not_ready()
         try:
             return self.databases[alias]
         except KeyError:
@@ -196,7 +171,7 @@ class Runtime:
         """
         if self.installed is None:
             if not self.databases:
-                raise _not_ready()
+                raise not_ready()
             self._install([install(database) for database in self.databases.values()])
         return self._states
 
@@ -622,10 +597,6 @@ def _call_and_release(scope: Scope, function: Callable[..., _Result], /, *args: 
         return function(*args, **kwargs)
     finally:
         scope.release_early()
-
-
-def _is_late(database: Any) -> bool:
-    return isinstance(database, peewee.Proxy) and database.obj is None
 
 
 def _check_autoconnect(database: Any, options: Options) -> None:

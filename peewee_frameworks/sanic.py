@@ -22,10 +22,11 @@ import peewee
 from sanic import Blueprint, Request, Sanic
 from sanic.blueprints import BlueprintGroup
 from sanic.exceptions import NotFound, SanicException, ServiceUnavailable
+from sanic.handlers import ErrorHandler
 from sanic.http import Stage
 
 from .asgi import SCOPE_KEY
-from .config import PREFIX, Options, PolicyKeywords
+from .config import Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
 from .frame import current_frames, running_loop
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
     from typing import Unpack
 
-    from sanic.handlers import ErrorHandler
     from sanic.response import BaseHTTPResponse
     from sanic_routing import Route
 
@@ -66,7 +66,6 @@ class Peewee(Extension):
     def __init__(self, database: Databases | None = None, **options: Unpack[OptionKeywords]) -> None:
         """See `Extension`."""
         super().__init__(database, **options)
-        self._settings: dict[str, Any] | None = None
         self._policies: list[tuple[Blueprint | BlueprintGroup, dict[str, Any]]] = []
         # By the name of the route, which begins with that of its application.
         self._of_route: dict[str, tuple[list[str], Options]] = {}
@@ -99,14 +98,7 @@ class Peewee(Extension):
             raise ConfigurationError(
                 f"{app!r}: this Peewee is installed already, by init_app() or its blueprint. Do it once for each application."
             )
-        settings = {key: value for key, value in app.config.items() if key.startswith(PREFIX)}
-        if self._settings not in (None, settings):
-            raise ConfigurationError(
-                f"{app!r} has other PEEWEE_… settings than an application that this Peewee serves already. Make a Peewee for "
-                "each, or give both the same configuration."
-            )
-        self.runtime.configure(app.config)
-        self._settings = settings
+        self._read_config(app, app.config)
         if not installed:
             app.__class__ = _scoped_class(type(app), installed)
             app.signal("websocket.handler.before", priority=_FIRST)(_watch_websocket)
@@ -257,7 +249,7 @@ class _Scoped:
 
 def _is_unhandled(app: Any, request: Request, exception: BaseException) -> bool:
     """Return whether it will be answered with Sanic's own 500, and not as somebody meant it to be."""
-    if isinstance(exception, SanicException):
+    if isinstance(exception, SanicException) or type(app.error_handler).default is not ErrorHandler.default:
         return False
     name = request.name if request.route is not None else None
     return app.error_handler.lookup(exception, name) is None

@@ -477,7 +477,7 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
         return scope
 
     def __enter__(self) -> Scope:
-        return self._open(self._label or _place("scope", inspect.currentframe()))
+        return self._open(self._label or _place(inspect.currentframe()))
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -490,7 +490,7 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
             _leave(scope, exc)
 
     async def __aenter__(self) -> Scope:
-        scope = self._open(self._label or _place("scope", inspect.currentframe()))
+        scope = self._open(self._label or _place(inspect.currentframe()))
         import asyncio  # noqa: PLC0415 - as in `complete`
 
         task = asyncio.current_task()
@@ -560,8 +560,8 @@ def _leave(scope: Scope, error: BaseException | None) -> None:
         )
 
 
-def _place(what: str, frame: Any) -> str:
+def _place(frame: Any) -> str:
     caller = frame.f_back if frame is not None else None
     if caller is None:
-        return what
-    return f"{what} in {caller.f_code.co_qualname} (line {caller.f_lineno})"
+        return "scope"
+    return f"scope in {caller.f_code.co_qualname} (line {caller.f_lineno})"

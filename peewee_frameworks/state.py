@@ -296,13 +296,21 @@ class State:
 
     def after_fork(self) -> None:
         """In a forked child, drop the parent's records: none of its connections is used, rolled back or closed there."""
-        mine = self.frame()
-        frames = [*self.implicit_frames(), *self.orphans, *([mine] if isinstance(mine, Frame) else [])]
+        frames = [*self.implicit_frames(), *self.orphans]
+        around = current_frames.get()
+        while around is not None:
+            if (frame := around.frames.get(self)) is not None:
+                frames.append(frame)
+            around = around.parent
         for frame in frames:
             if frame.conn is not None:
                 keep(frame.conn)
-        self.reset()
+                frame.reset()
         self.forget()
+        database = self.database  # None if it is about to be collected
+        if isinstance(database, PlayhousePooledDatabase) and not hasattr(database, "pool"):  # ours sees to it by itself
+            keep((database._connections, database._in_use))
+            database._connections, database._in_use = [], {}
 
     def listen(self, listener: Callable[[Frame, float, float], object]) -> None:
         """Call ``listener(frame, start, seconds)`` after each connect: by `time.perf_counter`, the wait for the pool included.

@@ -17,7 +17,7 @@ from playhouse.pwasyncio import await_
 
 from peewee_frameworks.drivers import is_disconnect
 from peewee_frameworks.errors import ConcurrentUse, TransactionLost
-from peewee_frameworks.frame import _PIN, Frame, Lineage, current_lineage
+from peewee_frameworks.frame import Frame, Lineage, current_lineage
 from peewee_frameworks.run import Queue
 
 from .bridge import not_in_bridge, under_bridge
@@ -130,12 +130,7 @@ class AsyncFrame(Frame):
             self.lose(self.conn, self._spoilt)
         if self.final and self.conn is not None:
             conn, self.conn, self.closed = self.conn, None, True
-            logger.warning(
-                "%s: a statement of %s was still running when it ended; its connection is closed, not reused.",
-                self.state.name,
-                self.label,
-                extra=self._told,
-            )
+            self._warn_late()
             self.state.drop(conn, done=self._released)
 
     async def _end_stream(self) -> None:
@@ -226,17 +221,9 @@ class AsyncFrame(Frame):
 
     # -- giving the connection back -----------------------------------------------------------------------------------
 
-    def has_live_cursor(self) -> bool:
-        """Return whether rows of `iterate` are still being read."""
-        return self.stream is not None and self.stream[0]() is not None
-
     def _is_in_use(self) -> bool:
         return bool(
-            self._user is not None
-            or self.transactions
-            or self.savepoints
-            or self.stream is not None
-            or any(entry is not _PIN for entry in self.ctx)
+            self._user is not None or self.transactions or self.savepoints or self.stream is not None or self.has_blocks
         )
 
     def release_early(self) -> bool:
@@ -262,11 +249,5 @@ class AsyncFrame(Frame):
         if conn is None:
             self._released()
             return None
-        if dirty and dirty != [self.request_transaction]:
-            logger.warning(
-                "%s: %s ended with a transaction block open; rolled back.",
-                self.state.name,
-                self.label,
-                extra=self._told,
-            )
+        self._warn_open(dirty)
         return self._give_back(conn, rollback=bool(dirty), cursors=[stream] if stream is not None else None)

@@ -241,7 +241,7 @@ class Health:
         """Follow what happens in the pools; those of a proxy or of a late configuration are found later."""
         for alias, database in self._orm.databases.items():
             pool = getattr(database, "pool", None)
-            if getattr(database, "obj", database) is None or pool is None or id(pool) in self._listening:
+            if pool is None or id(pool) in self._listening:
                 continue
             self._listening.add(id(pool))
             note = weakref.WeakMethod(self._note)  # a pool may outlive the application: in tests many of them

@@ -50,10 +50,9 @@ class Engine:
     Args:
         options: sizes, times and policies.
         dispatch: called with the jobs to run.
-        revisit: called with a monotonic time at which `tick` should be called although nothing happened.
+        revisit: called with a monotonic time at which `Pool.maintain` is to run although nothing happens.
         make_lock: creates the one lock; looked up by the caller on ``threading`` when the pool opens.
         condition: given a connection, falsy when it can be reused as it is.
-        verdict: given a connection whose probe saw something, CLOSE or CHECK.
         clock: a monotonic clock, in seconds.
     """
 
@@ -111,14 +110,13 @@ class Engine:
         revisit: Callable[[float], None],
         make_lock: Callable[[], Any],
         condition: Callable[[Any], Any] = lambda _conn: None,
-        verdict: Callable[[Any], str] = lambda _conn: CLOSE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lock = make_lock()
         self._dispatch = dispatch
         self._revisit = revisit
         self.condition = condition
-        self.verdict = verdict
+        self.verdict: Callable[[Any], str] = lambda _conn: CLOSE  # see `adapt`
         self._clock = clock
         self.generation = 0
         self.generation_reason = ""
@@ -493,10 +491,6 @@ class Engine:
         entry = Entry(self._serial, self.generation, now)
         self.entries[entry.id] = self.connecting[entry.id] = entry
         return entry
-
-    def tick(self) -> None:
-        """Plan again, because time has passed."""
-        self.locked(lambda _turn: None)
 
     # -- what the workers report --------------------------------------------------------------------------------
 

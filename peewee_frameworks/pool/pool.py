@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import sys
@@ -16,15 +15,11 @@ from peewee_frameworks.errors import (
     PoolClosed,
     PoolConnectTimeout,
     PoolError,
-    PoolExhausted,
-    PoolTimeout,
-    TooManyWaiters,
     WouldBlock,
 )
 from peewee_frameworks.forks import keep, watch_forks
 from peewee_frameworks.frame import running_loop
 from peewee_frameworks.stacks import take
-from peewee_frameworks.waiting import lending
 
 from .core import Engine
 from .drivers import Driver, driver_of
@@ -32,10 +27,11 @@ from .entries import CLEAN, CLOSE, CONNECT, Entry, Job, Turn, snapshot
 from .events import Events
 from .jobs import followed, run_job
 from .leaks import Suspect, log_returned
-from .options import PoolOptions, seconds_to_wait
+from .line import wait, wait_async
+from .options import PoolOptions
 from .stats import PoolStats, Recorder, read_stats
-from .upkeep import Upkeep, close_what_was_let_go, reap
-from .waiters import TaskWaiter, ThreadWaiter, Waiter
+from .upkeep import Upkeep, close_what_was_let_go
+from .waiters import ThreadWaiter
 from .workers import threads_here
 
 if TYPE_CHECKING:
@@ -45,12 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["Pool"]
 
 logger = logging.getLogger("peewee_frameworks.pool")
-
-LOOP_PATIENCE = 0.05
-"""Seconds for which a query written inline in a coroutine may block its event loop while a connection is being opened. Such a
-query blocks the loop for its round trips anyway; this is half of what asyncio's debug mode calls a slow callback."""
-
-REAP_INTERVAL = 0.05  # seconds between two looks for connections without owner, by callers who queue behind others
 
 _DEFAULT: Any = object()  # "the pool's own timeout", where None means "do not wait"
 
@@ -275,186 +265,30 @@ class Pool:
             PoolConnectTimeout: there was room for another connection, but it did not come in time.
             TooManyWaiters: ``max_waiting`` others are in the queue.
             WouldBlock: waiting here would block a running event loop; use ``await pool.acquire_async()``. A connect is
-                given `LOOP_PATIENCE`, another user nothing.
+                given `line.LOOP_PATIENCE`, another user nothing.
             PoolClosed: the pool is closed.
             Exception: what the driver raised when connecting failed.
         """
         conn = (self._engine or self.engine).checkout()
         if conn is None:
-            conn = self._acquire_waiting(self.options.timeout if timeout is _DEFAULT else timeout)
+            conn = wait(self, self.options.timeout if timeout is _DEFAULT else timeout)
         if self._watch:
             self._note_checkout(conn)
         return conn
-
-    def _acquire_waiting(self, timeout: float | None) -> Any:
-        if running_loop() is None:
-            return self._acquire_in_line(timeout)
-        engine = self.engine
-        # Only the first in line, with room for one more and a server that answers, waits for nothing but a connect.
-        if len(engine.entries) < engine.max and not engine.waiters and not engine.failures:
-            with contextlib.suppress(PoolTimeout, PoolConnectTimeout):
-                return self._acquire_in_line(LOOP_PATIENCE)
-        raise WouldBlock(
-            f"Pool {self.name!r}: no connection is free at once, and waiting would block the event loop that runs on this "
-            "thread. Use `await orm.run(...)`, connect eagerly (connect='eager'), or `await pool.acquire_async()`. "
-            f"({self._numbers()})"
-        ) from engine.last_error
-
-    def _acquire_in_line(self, timeout: float | None) -> Any:
-        start = self._clock()
-        while True:
-            engine = self.engine
-            try:
-                conn = self._wait_in_line(engine, ThreadWaiter(start, nowait=timeout is None), timeout)
-            except PoolClosed:
-                if engine is self._engine:
-                    raise
-                continue  # disposed of meanwhile: start over with the new set
-            self._recorder.waited(self._clock() - start)
-            return conn
-
-    def _wait_in_line(self, engine: Engine, waiter: ThreadWaiter, timeout: float | None) -> Any:
-        try:  # from here on: what is struck while it queues must not leave its place behind
-            deadline = self._enqueue(engine, waiter, timeout)
-            while True:
-                left = None if deadline is None else deadline - self._clock()
-                with lending():
-                    waiter.wait(left)
-                conn = self._collect(engine, waiter, deadline)
-                if conn is not None:
-                    return conn
-        except BaseException:
-            engine.withdraw(waiter)
-            raise
 
     async def acquire_async(self, timeout: float | None = _DEFAULT) -> Any:
         """Check a connection out without ever blocking the event loop; raises what `acquire` does, bar `WouldBlock`."""
         conn = (self._engine or self.engine).checkout()
         if conn is None:
-            conn = await self._acquire_awaiting(self.options.timeout if timeout is _DEFAULT else timeout)
+            conn = await wait_async(self, self.options.timeout if timeout is _DEFAULT else timeout)
         if self._watch:
             self._note_checkout(conn)
         return conn
-
-    async def _acquire_awaiting(self, timeout: float | None) -> Any:
-        loop: Any = running_loop()  # there is one: this is a coroutine
-        start = self._clock()
-        while True:
-            engine = self.engine
-            try:
-                conn = await self._await_in_line(engine, TaskWaiter(start, loop, nowait=timeout is None), timeout)
-            except PoolClosed:
-                if engine is self._engine:
-                    raise
-                continue  # disposed of meanwhile: start over with the new set
-            self._recorder.waited(self._clock() - start)
-            return conn
-
-    async def _await_in_line(self, engine: Engine, waiter: TaskWaiter, timeout: float | None) -> Any:
-        timer: asyncio.TimerHandle | None = None
-        try:
-            deadline = self._enqueue(engine, waiter, timeout)
-            while True:
-                if deadline is not None:
-                    # Set anew each time: a loop may call too early, uvloop by up to half a millisecond.
-                    timer = waiter.loop.call_later(max(0.0, deadline - self._clock()), waiter.look)
-                await waiter.future  # a cancellation is raised here even if the future has its result already
-                if timer is not None:
-                    timer.cancel()
-                waiter.again()  # before looking, or a wake-up that comes meanwhile would be lost on the old future
-                conn = self._collect(engine, waiter, deadline)
-                if conn is not None:
-                    return conn
-        except GeneratorExit:  # perhaps the garbage collector, perhaps amid this very pool's lock
-            engine.post("withdraw", waiter)
-            raise
-        except BaseException:
-            engine.withdraw(waiter)
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-
-    def _enqueue(self, engine: Engine, waiter: Waiter, timeout: float | None) -> float | None:
-        """Queue a waiter and return its deadline."""
-        if self._suspended_error and engine.shut and not engine.closed:
-            raise self._error(PoolExhausted, "the pool is suspended; pool.resume() ends that")
-        # Whoever died holding one should not make others wait; in a long queue, a look now and then is enough.
-        if len(engine.entries) >= engine.max and (not engine.waiters or waiter.since - self._looked >= REAP_INTERVAL):
-            self._looked = waiter.since
-            reap(self, engine, waiter.since)
-        wait, seconds = seconds_to_wait(timeout)
-        refusal = engine.enqueue(waiter)
-        if refusal == "closed":
-            raise PoolClosed(
-                f"Pool {self.name!r} is closed, by pool.close() or with the application that it served. Open it again with "
-                "pool.open()."
-            )
-        if refusal == "full":
-            self._recorder.count("refused")
-            raise self._error(TooManyWaiters, f"max_waiting ({self.options.max_waiting}) callers are queued already")
-        if refusal is not None:
-            self._recorder.count("refused")
-            raise self._error(
-                PoolExhausted,
-                "all connections are in use, and without a timeout nobody waits",
-                " Give timeout=5 to wait for one, or a larger max_connections.",
-            )
-        if not wait:
-            seconds = self.options.connect_timeout
-        return None if seconds is None else waiter.since + seconds
-
-    def _collect(self, engine: Engine, waiter: Waiter, deadline: float | None) -> Any:
-        """See what a wake-up has brought: a connection, an error, or nothing yet."""
-        conn = engine.accept(waiter)
-        if conn is not None:
-            return conn
-        if waiter.error is not None:
-            raise waiter.error
-        if not engine.waiting(waiter):  # what was granted had died: the place at the head is still this one's
-            refusal = engine.enqueue(waiter, front=True)
-            if refusal is not None:
-                raise PoolClosed(f"Pool {self.name!r} was closed while this caller waited.")
-        if deadline is not None and self._clock() >= deadline and engine.leave(waiter):
-            raise self._timed_out(engine, waiter)
-        return None
-
-    def _timed_out(self, engine: Engine, waiter: Waiter) -> PoolError:
-        waited = self._clock() - waiter.since
-        # With room for one more, it was the server that was late and not the other users.
-        late = len(engine.held) + len(engine.granted) < engine.max and (engine.connecting or engine.last_error)
-        kind = PoolConnectTimeout if late else PoolTimeout
-        what = "no connection could be opened" if late else "no connection came back"
-        if engine.shut:
-            kind, what = PoolTimeout, "the pool is suspended, and resume() was not called"
-        error = self._error(kind, f"{what} within {waited:.3f} s")
-        error.__cause__ = engine.last_error
-        self.note_timeout(error)
-        return error
 
     def note_timeout(self, error: PoolError) -> None:
         """Count a caller who has waited in vain, here or to be admitted by `orm.run`, and tell who listens."""
         self._recorder.count("timeouts")
         self.events.emit("timeout", error=error)
-
-    def _error(self, kind: type[PoolError], what: str, remedy: str = "") -> PoolError:
-        engine = self.engine
-        message = f"Pool {self.name!r}: {what} ({self._numbers()}"
-        held = snapshot(engine.held.values())
-        if held:
-            longest = min(held, key=lambda entry: entry.since)
-            message += f"; longest in use: connection {longest.id} for {self._clock() - longest.since:.3f} s"
-            label = self._label_of(longest)
-            if label is not None:
-                message += f" by {label}"
-            message += _thread_name(longest.thread)
-        return kind(f"{message}).{remedy}")
-
-    def _label_of(self, entry: Entry) -> str | None:
-        use = entry.id, entry.since
-        if self._labelled[0] != use:  # of an exhausted pool hundreds of callers ask for the same one
-            self._labelled = use, self.label_of(entry.conn)
-        return self._labelled[1]
 
     def _numbers(self) -> str:
         engine = self._engine
@@ -591,8 +425,6 @@ class Pool:
         """Close what has been in use for longer than ``age`` seconds, under the hands of its users; say how many."""
         limit = self._clock() - age
         entries = self._take_held(lambda entry: entry.since < limit or age <= 0)
-        for entry in entries:
-            entry.reason = reason
         engine = self.engine
         self._run_now(engine, [job for entry in entries for job in engine.retire_one(entry, reason)])
         return len(entries)
@@ -738,10 +570,3 @@ class Pool:
 
 # Those that were used in this process.
 _opened: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-
-def _thread_name(ident: int) -> str:
-    for thread in threading.enumerate():
-        if thread.ident == ident:
-            return f", checked out by thread {thread.name!r}"
-    return ""

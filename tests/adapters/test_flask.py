@@ -15,7 +15,16 @@ from types import SimpleNamespace
 import click
 import peewee
 import pytest
-from flask import Blueprint, Flask, Response, copy_current_request_context, g, request, stream_with_context
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    copy_current_request_context,
+    g,
+    got_request_exception,
+    request,
+    stream_with_context,
+)
 from flask.cli import FlaskGroup
 from flask.globals import app_ctx
 from starlette.applications import Starlette
@@ -102,7 +111,7 @@ def test_one_peewee_serves_several_applications(db):
 def test_applications_of_one_peewee_have_the_same_settings(db):
     orm = Peewee(db)
     make_app(orm)
-    with pytest.raises(ConfigurationError, match="'shop' has other PEEWEE_… settings"):
+    with pytest.raises(ConfigurationError, match="<Flask 'shop'> has other PEEWEE_… settings"):
         make_app(orm, lambda app: app.config.update(PEEWEE_TRANSACTION=True))
 
 
@@ -973,6 +982,20 @@ def test_an_exception_that_nobody_handles_rolls_back_whatever_its_status(models,
     assert answer.status_code == status
     assert handler is None or answer.text == "1 so far"
     assert rows(models) == stored
+
+
+def test_a_signal_of_what_somebody_has_handled_rolls_nothing_back(models):
+    """Flask-RESTful sends it of every exception, and answers it then."""
+    app = atomic_app(models, rollback_on=[409])
+
+    @app.get("/handled")
+    def handled():
+        models.Item.create(owner="x")
+        got_request_exception.send(app, exception=LookupError())
+        return "", 404
+
+    assert app.test_client().get("/handled").status_code == 404
+    assert rows(models) == 1
 
 
 def test_init_app_comes_before_the_first_request(db):

@@ -16,6 +16,7 @@ import peewee
 import pytest
 from playhouse.pool import PooledSqliteDatabase
 from sanic import Blueprint, Sanic, text
+from sanic.handlers import ErrorHandler
 
 from peewee_frameworks import ConfigurationError, ScopeEnded, current_scope
 from peewee_frameworks.asgi import PeeweeMiddleware
@@ -486,9 +487,9 @@ def make_database(tmp_path):
 def make_sanic():
     names = []
 
-    def make(name=None):
+    def make(name=None, **options):
         names.append(name or f"app{next(numbers)}")
-        app = Sanic(names[-1])
+        app = Sanic(names[-1], **options)
         app.config.TOUCHUP = False  # it rewrites the class, once for a process
         return app
 
@@ -682,14 +683,19 @@ async def test_a_policy_of_a_group_holds_in_the_groups_in_it_and_theirs_goes_fir
 
 
 @pytest.mark.anyio
-async def test_an_exception_that_nobody_handles_rolls_back_whatever_its_status(make_database, make_sanic):
-    """`rollback_on` is for responses that somebody meant, as an exception handler does."""
+@pytest.mark.parametrize("own", [False, True], ids=["Sanic's handler", "one of the application's"])
+async def test_an_exception_that_nobody_handles_rolls_back_whatever_its_status(make_database, make_sanic, own):
+    """`rollback_on` is for responses that somebody meant, as an exception handler does; one for all may mean any."""
     database = make_database()
 
     class Note(database.Model):
         text = peewee.TextField()
 
-    app = make_sanic()
+    class Own(ErrorHandler):
+        def default(self, request, exception):
+            return text("", 500) if isinstance(exception, KeyError) else super().default(request, exception)
+
+    app = make_sanic(error_handler=Own()) if own else make_sanic()
     Peewee(database, transaction=True, rollback_on=[409], create_tables=[Note], connect="lazy").init_app(app)
 
     @app.get("/<kind:str>")
@@ -710,7 +716,7 @@ async def test_an_exception_that_nobody_handles_rolls_back_whatever_its_status(m
     answers = await asgi_get(app, "/unhandled", "/handled", "/fine")
     assert [answer.status_code for answer in answers] == [500, 500, 404]
     with database:
-        assert [each.text for each in Note.select()] == ["handled", "fine"]
+        assert [each.text for each in Note.select()] == ["unhandled"] * own + ["handled", "fine"]
 
 
 @pytest.mark.parametrize("first", ["init_app", "blueprint"])

@@ -268,7 +268,8 @@ def test_a_server_that_goes_away_amid_a_cancellation_says_no_more_than_that(db, 
 
     play(work)
     gc.collect()
-    assert said == []
+    # Up to 0.31 asyncpg leaves a future of its own behind where the request is refused.
+    assert [context for context in said if "peewee" in repr(context)] == []
 
 
 @pytest.mark.parametrize("left", ["closed", "dropped"])

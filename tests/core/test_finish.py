@@ -776,7 +776,9 @@ def test_a_block_does_not_commit_half_of_a_call_that_goes_on(db, note):
     async def main():
         await runtime.start_async()
         async with connection_scope(db):
-            refused = pytest.raises(ConcurrentUse, match=r"a call of orm\.run that was made inside it goes on")
+            refused = pytest.raises(
+                ConcurrentUse, match=r"a call of orm\.run that was cancelled or timed out in it goes on"
+            )
             with refused, db.atomic(), contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await runtime.run(unit)

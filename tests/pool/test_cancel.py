@@ -12,7 +12,7 @@ import weakref
 import pytest
 
 from peewee_frameworks.errors import PoolTimeout, WouldBlock
-from peewee_frameworks.pool.pool import LOOP_PATIENCE
+from peewee_frameworks.pool import line
 from peewee_frameworks.pool.waiters import TaskWaiter
 from tests.support.concurrency import eventually
 
@@ -186,13 +186,13 @@ def test_trap_an_interrupt_between_grant_and_return_loses_nothing(pool_of, serve
     caught = []
 
     def work():
-        original = pool._collect
+        original = line._collect
 
         def collect(*args):
-            pool._collect = original
+            line._collect = original
             raise Interrupted
 
-        pool._collect = collect
+        line._collect = collect
         try:
             pool.acquire()
         except Interrupted:
@@ -262,7 +262,7 @@ def test_a_quick_connect_on_the_loops_thread_is_waited_for_and_a_slow_one_is_not
         began = time.monotonic()
         with pytest.raises(WouldBlock):
             pool.acquire()
-        assert LOOP_PATIENCE <= time.monotonic() - began < 1
+        assert line.LOOP_PATIENCE <= time.monotonic() - began < 1
         gate.set()
         second = await pool.acquire_async()  # the connect went on in the background
         pool.release(first)

@@ -144,7 +144,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.01, 1, 11, 60]))
     def pass_time(self, seconds):
         self.now += seconds
-        self.engine.tick()
+        self.engine.locked(lambda _turn: None)
 
     @rule(shut=st.booleans())
     def suspend(self, shut):
@@ -189,7 +189,7 @@ class EngineMachine(RuleBasedStateMachine):
             if not self.waiting:
                 break
             self.now += 0.5
-            self.engine.tick()
+            self.engine.locked(lambda _turn: None)
         assert not self.waiting
 
     def look_at(self, waiter):
