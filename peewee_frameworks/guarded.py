@@ -36,6 +36,18 @@ _Result = TypeVar("_Result")
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 
 
+def refuse_generators(function: Any, block: str) -> None:
+    """Refuse to decorate a function with a block that would end before its body runs.
+
+    Raises: `ConfigurationError` for a generator function, asynchronous or not.
+    """
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"{block} cannot decorate the generator {getattr(function, '__qualname__', function)}: its body runs after the "
+            "call has returned. Open it inside."
+        )
+
+
 class _Entry:
     """One entry into a block: the frame it began on, its mark there, and the block that does the work, if another."""
 
@@ -61,11 +73,7 @@ class _Block:
 
         Raises: `ConfigurationError` for a generator function, whose body runs after the call has returned.
         """
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(
-                f"{getattr(function, '__qualname__', function)} is a generator function: its body would run after the block. "
-                "Put the block into it."
-            )
+        refuse_generators(function, type(self).__name__.lstrip("_").lower())
         if not inspect.iscoroutinefunction(function):
             return super().__call__(function)  # type: ignore[misc]
 

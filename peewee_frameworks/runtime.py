@@ -224,14 +224,14 @@ class Runtime:
         for model in self.options.create_tables:
             bound = model._meta.database
             if bound is None or (isinstance(bound, peewee.Proxy) and bound.obj is None) or unwrap(bound) not in ours:
-                name = display_name(getattr(bound, "obj", bound))
-                if name in map(display_name, ours):
-                    name += ", made a second time,"
                 if bound is None:
                     raise ConfigurationError(
                         f"create_tables: the model {model.__name__} is bound to no database. Derive it from `orm.Model` or "
                         "`db.Model`, or set `Meta.database`."
                     )
+                name = display_name(getattr(bound, "obj", bound))
+                if name in map(display_name, ours):
+                    name += ", made a second time,"
                 raise ConfigurationError(
                     f"create_tables: the model {model.__name__} is bound to {name}, which this Peewee does not serve. It "
                     f"serves {', '.join(display_name(database) for database in ours)}."

@@ -19,6 +19,7 @@ import peewee
 from .background import background
 from .errors import ConcurrentUse, ConfigurationError
 from .frame import Frames, current_frames, in_greenlet, native_thread, running_loop
+from .guarded import refuse_generators
 from .state import install
 
 if TYPE_CHECKING:
@@ -522,11 +523,7 @@ class connection_scope:  # noqa: N801 - reads as the function it is used as
 
         Raises: `ConfigurationError` for a generator function, whose body runs after the call has returned.
         """
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(
-                f"connection_scope cannot decorate the generator {function.__qualname__}: its body runs after the call has "
-                "returned. Open the scope inside it."
-            )
+        refuse_generators(function, "connection_scope")
         label = self._label or f"{function.__module__}.{function.__qualname__}"
 
         def fresh() -> connection_scope:

@@ -208,14 +208,15 @@ class Threads:
         self.maintainer = Maintainer()
 
 
-class _Worlds(dict[Any, Threads]):
+class _Worlds:
     """The threads, by what ``threading`` was when they were made, or by an unpatched hub."""
 
-    __hash__ = object.__hash__  # type: ignore[assignment]  # for `watch_forks`
+    def __init__(self) -> None:
+        self.threads: dict[Any, Threads] = {}
 
     def after_fork(self) -> None:
         """Forget them: they stayed with the parent."""
-        self.clear()
+        self.threads.clear()
 
 
 _worlds = _Worlds()
@@ -225,5 +226,5 @@ watch_forks(_worlds)
 def threads_here() -> Threads:
     """Return the threads that fit the caller; others once ``threading`` has been patched, or in an unpatched hub."""
     world = unpatched_hub() or threading.Lock
-    found = _worlds.get(world)
-    return _worlds.setdefault(world, Threads()) if found is None else found
+    found = _worlds.threads.get(world)
+    return _worlds.threads.setdefault(world, Threads()) if found is None else found

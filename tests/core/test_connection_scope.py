@@ -86,7 +86,7 @@ def test_a_generator_function_cannot_be_decorated(lite):
         yield
 
     for function in (generator, async_generator):
-        with pytest.raises(ConfigurationError, match="Open the scope inside"):
+        with pytest.raises(ConfigurationError, match="Open it inside"):
             connection_scope(lite)(function)
 
 

@@ -812,7 +812,7 @@ def test_a_block_may_decorate_a_coroutine_function_and_no_generator_function(db,
     db._state.runner.close()
     with db:
         assert {each.text for each in note.select()} == ({"kept"} if block == "atomic" else {"kept", "perhaps"})
-    with pytest.raises(ConfigurationError, match=r"rows is a generator function: its body would run after the block"):
+    with pytest.raises(ConfigurationError, match=r"cannot decorate the generator .*rows: its body runs after the call"):
 
         @decorate
         def rows():
