@@ -13,7 +13,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .frame import current_frames
+from .frame import reset_frames, set_frames
 from .http import Problem, answer_to
 from .queries import times_of
 from .runtime import Runtime
@@ -55,7 +55,8 @@ class _Work(Scope):
         if message["type"] == "http.response.start":
             self.started = True
             self.idles = self.owner.releases_early  # what a stream or a task takes later must not linger
-        return self.out(message)
+        out = self.out  # read first: called as `self.out(message)`, it is looked for in the class each time
+        return out(message)
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -224,9 +225,10 @@ class RequestMiddleware:
         work.frames = {}
         work.touched = work.started = work.idles = work.ended = False
         work.out = send
-        token = current_frames.set(work)
+        call = self._call  # read first, as in `_Work.send`
+        token = set_frames(work)
         try:
-            await self._call(scope, receive, work.send)
+            await call(scope, receive, work.send)
         except (Exception, asyncio.CancelledError) as error:
             if not await self._answers(error, work, scope, receive, send):
                 raise
@@ -240,7 +242,7 @@ class RequestMiddleware:
             if work.touched or runtime.drained is not None:
                 runtime.end(work)
             try:  # noqa: SIM105 - costs more
-                current_frames.reset(token)
+                reset_frames(token)
             except ValueError:  # closed by the garbage collector in another context: there is nothing to reset
                 pass
 

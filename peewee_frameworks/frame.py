@@ -166,6 +166,11 @@ class Overlay(Frames):
 
 
 current_frames: contextvars.ContextVar[Frames | None] = contextvars.ContextVar("peewee_frameworks_frames", default=None)
+# Bound here: CPython 3.11 and 3.12 compile a call of a method of an imported name, which `current_frames` would be, to the
+# look-up of an attribute, and that costs as much again.
+get_frames = current_frames.get
+set_frames = current_frames.set
+reset_frames = current_frames.reset
 
 
 class Pin:

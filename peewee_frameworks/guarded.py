@@ -20,7 +20,7 @@ from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 from . import gevent
 from .drivers import close_failed_cursor, is_broken_off, is_clean, reads_later, transaction_is_open
 from .errors import ConcurrentUse, ConfigurationError, DatabaseUnavailable, PeeweeFrameworksError, WouldBlock
-from .frame import Frame, GuardedCursor, Lineage, current_frames, current_lineage, inherits, native_thread, running_loop
+from .frame import Frame, GuardedCursor, Lineage, current_lineage, get_frames, inherits, native_thread, running_loop
 from .redact import redact
 from .waiting import lending
 
@@ -154,7 +154,7 @@ class _Block:
 
 def _refusal_to_halve(block: Any, frame: Frame, mark: Lineage) -> ConcurrentUse | None:
     """Return the error for a COMMIT that would keep half of a call of `orm.run` which was given up in the block; else None."""
-    around = current_frames.get()
+    around = get_frames()
     scope = None if around is None else around.scope
     if scope is None or len(frame.transactions) + len(frame.savepoints) > 1 or isinstance(block, peewee._savepoint):
         return None
@@ -537,12 +537,10 @@ def statement_methods(cls: Any) -> dict[str, Any]:
 
 
 def _guarded_execute(execute: Any) -> Any:  # noqa: C901 - what `enter` and `leave` do, without their calls
-    find_frames = current_frames.get
-
     @functools.wraps(execute)
     def _execute_cursor(self: Any, sql: str, params: Any = None, **options: Any) -> Any:  # noqa: C901 - as above
         state = self._state
-        frames = find_frames()
+        frames = get_frames()
         frame = None if frames is None else frames.frames.get(state) or frames.find(state)
         if frame is None or not frame.shared:
             try:
@@ -586,7 +584,7 @@ _peewee_cursor: Any = peewee.Database.cursor
 
 @functools.wraps(_peewee_cursor)
 def _quick_cursor(self: Any, named_cursor: Any = None) -> Any:
-    frames = current_frames.get()
+    frames = get_frames()
     frame = None if frames is None else frames.frames.get(self._state)  # `_execute_cursor` has made it
     conn = self._state.conn if frame is None else frame.conn
     return _peewee_cursor(self, named_cursor) if conn is None else conn.cursor()

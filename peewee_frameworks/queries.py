@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from .frame import current_frames
+from .frame import get_frames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -152,12 +152,12 @@ def _budget_of(scope: Scope | None) -> int | None:
 
 
 def _queried(event: Any) -> None:
-    frames = current_frames.get()
+    frames = get_frames()
     if frames is not None and frames.scope is not None:
         tally_of(frames.scope).query(event, time.perf_counter())
 
 
 def _connected(_frame: Frame, start: float, seconds: float) -> None:
-    frames = current_frames.get()
+    frames = get_frames()
     if frames is not None and frames.scope is not None:
         tally_of(frames.scope).connected(start, seconds)

@@ -22,7 +22,7 @@ from . import scope as scopes
 from .background import background
 from .config import DEFAULT_ALIAS, Options, open_databases, resolve
 from .errors import ConfigurationError
-from .frame import current_frames
+from .frame import reset_frames, set_frames
 from .late import LateDatabase, is_late, not_ready
 from .lifecycle import Lifecycle
 from .names import display_name
@@ -262,7 +262,7 @@ class Runtime:
         cost next to nothing.
         """
         self.live.add(scope)
-        scope._token = current_frames.set(scope)
+        scope._token = set_frames(scope)
 
     def end(self, scope: Scope) -> None:
         """Finish a scope and leave it. Idempotent; never raises, never blocks an event loop."""
@@ -274,7 +274,7 @@ class Runtime:
         if token is not None:  # what `exit` does, without its call
             scope._token = None
             try:
-                current_frames.reset(token)
+                reset_frames(token)
             except ValueError:
                 return
 

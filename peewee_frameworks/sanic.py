@@ -29,7 +29,7 @@ from .asgi import SCOPE_KEY
 from .config import Options, PolicyKeywords
 from .errors import ConfigurationError
 from .extension import Extension
-from .frame import current_frames, running_loop
+from .frame import reset_frames, running_loop, set_frames
 from .http import answer_to
 from .queries import times_of
 from .runtime import HEALTH
@@ -275,7 +275,7 @@ def _handle_request(base: Any, installed: _Installed) -> Any:
         part.owner = runtime
         part.frames = {}
         part.touched = part.started = part.idles = part.ended = False
-        token = current_frames.set(part)
+        token = set_frames(part)
         try:
             await base.handle_request(self, request)
         finally:
@@ -283,7 +283,7 @@ def _handle_request(base: Any, installed: _Installed) -> Any:
             if part.touched or runtime.drained is not None:
                 runtime.end(part)
             try:  # noqa: SIM105 - costs more
-                current_frames.reset(token)
+                reset_frames(token)
             except ValueError:  # closed by the garbage collector in another context, where there is nothing to reset
                 pass
 
@@ -546,12 +546,11 @@ def _answer_errors(handler: ErrorHandler) -> None:
 class _Installed(list["Peewee"]):
     """The instances that are installed in an application."""
 
-    alone: Runtime | None = None
-    """The runtime of the only one, if its scope is all that a request needs."""
-    tells_times = False
-
     def __init__(self) -> None:
         super().__init__()
+        self.alone: Runtime | None = None
+        """The runtime of the only one, if its scope is all that a request needs."""
+        self.tells_times = False
         self.by_blueprint: dict[Peewee, bool] = {}
         """Who was installed by a blueprint, and whether that is of use where `init_app` does it."""
 

@@ -18,7 +18,7 @@ import peewee
 
 from .background import background
 from .errors import ConcurrentUse, ConfigurationError
-from .frame import Frames, current_frames, in_greenlet, native_thread, running_loop
+from .frame import Frames, get_frames, in_greenlet, native_thread, reset_frames, running_loop, set_frames
 from .guarded import refuse_generators
 from .state import install
 
@@ -190,7 +190,7 @@ class Scope(Frames):
 
     def enter(self) -> None:
         """Make this the current scope of the running context."""
-        self._token = current_frames.set(self)
+        self._token = set_frames(self)
 
     def exit(self) -> bool:
         """Make the scope before it current again; return whether this is the context in which it was entered."""
@@ -198,7 +198,7 @@ class Scope(Frames):
         token, self._token = self._token, None
         if token is not None:
             try:
-                current_frames.reset(token)
+                reset_frames(token)
             except ValueError:  # a generator may be closed in another context, where there is nothing to reset
                 return False
         return True
@@ -363,7 +363,7 @@ class Scope(Frames):
 
 def current_scope() -> Scope | None:
     """Return the scope the caller runs in, or None."""
-    frames = current_frames.get()
+    frames = get_frames()
     return None if frames is None else frames.scope
 
 

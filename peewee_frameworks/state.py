@@ -36,10 +36,12 @@ from .frame import (
     Lineage,
     Overlay,
     PrivateFrame,
-    current_frames,
     current_lineage,
+    get_frames,
     inherits,
+    reset_frames,
     running_loop,
+    set_frames,
 )
 from .guarded import Guarded, GuardedPool, GuardedProxy, GuardedUnpooled, statement_methods
 from .names import display_name
@@ -164,7 +166,7 @@ class State:
     @property
     def closed(self) -> bool:
         """Whether there is no connection here."""
-        frames = current_frames.get()
+        frames = get_frames()
         if frames is not None and (frame := frames.frames.get(self) or frames.find(self)) is not None:
             return frame.closed
         return bool(self._implicit_frame().closed)
@@ -172,7 +174,7 @@ class State:
     @property
     def conn(self) -> Any:
         """The driver's connection, or None."""
-        frames = current_frames.get()
+        frames = get_frames()
         if frames is not None and (frame := frames.frames.get(self) or frames.find(self)) is not None:
             return frame.conn
         return self._implicit_frame().conn
@@ -186,7 +188,7 @@ class State:
     @property
     def transactions(self) -> list[Any]:
         """Peewee's stack of open transactions."""
-        frames = current_frames.get()
+        frames = get_frames()
         frame = None if frames is None else frames.frames.get(self)
         entries: list[Any] = (self.frame() if frame is None else frame).transactions
         return entries
@@ -228,7 +230,7 @@ class State:
 
     def frame(self) -> Any:
         """Return the `Frame` of the current scope or owner, or the empty record."""
-        frames = current_frames.get()
+        frames = get_frames()
         if frames is not None and (frame := frames.frames.get(self) or frames.find(self)) is not None:
             return frame
         return self._implicit_frame()
@@ -297,7 +299,7 @@ class State:
     def after_fork(self) -> None:
         """In a forked child, drop the parent's records: none of its connections is used, rolled back or closed there."""
         frames = [*self.implicit_frames(), *self.orphans]
-        around = current_frames.get()
+        around = get_frames()
         while around is not None:
             if (frame := around.frames.get(self)) is not None:
                 frames.append(frame)
@@ -351,8 +353,8 @@ class State:
         """
         undo: list[Callable[[], None]] = []
         if self.frame() is not frame:
-            token = current_frames.set(Overlay(current_frames.get(), frame))
-            undo.append(lambda: current_frames.reset(token))
+            token = set_frames(Overlay(get_frames(), frame))
+            undo.append(lambda: reset_frames(token))
         if mark is not None and not inherits(mark):
             lineage = current_lineage.set(mark)
             undo.append(lambda: current_lineage.reset(lineage))

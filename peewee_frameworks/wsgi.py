@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Any
 
-from .frame import current_frames
+from .frame import get_frames, reset_frames, set_frames
 from .http import answer_to
 from .queries import times_of
 from .runtime import Runtime
@@ -73,7 +73,7 @@ class ScopeMiddleware:
             outer = outer.parent
         if outer is not None and outer.has_all(runtime.states):
             return self._join(outer, environ, start_response)
-        around = current_frames.get()
+        around = get_frames()
         if around is not None:
             _release_idle(around)
         work = environ[SCOPE_KEY] = _Work(environ, runtime.states_beside(outer), outer, runtime)
@@ -206,13 +206,13 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
-        token = current_frames.set(self.work)
+        token = set_frames(self.work)
         try:
             return self._next()
         finally:
             if self.work.frames:
                 self._pause()
-            current_frames.reset(token)
+            reset_frames(token)
 
     def close(self) -> None:
         """Close the application's body in the scope, then end the scope, whatever that raised."""

@@ -11,7 +11,7 @@ from playhouse import pwasyncio
 from playhouse.pwasyncio import await_
 
 from peewee_frameworks.errors import ConfigurationError
-from peewee_frameworks.frame import current_frames, running_loop
+from peewee_frameworks.frame import get_frames, running_loop
 from peewee_frameworks.guarded import Atomic, Guarded, Savepoint, Transaction, _Marked
 from peewee_frameworks.names import display_name
 from peewee_frameworks.run import refuse_coroutines
@@ -169,7 +169,7 @@ class AsyncGuarded(Guarded):
 
     def _release_idle(self) -> None:
         """Give back what a stream, websocket or background task would keep until it queries again."""
-        frames = current_frames.get()
+        frames = get_frames()
         if frames is not None and frames.scope is not None and frames.scope.idles:
             frame = frames.find(self._state)
             if frame is not None:

@@ -22,7 +22,7 @@ from peewee_frameworks.errors import (
     WrongEventLoop,
 )
 from peewee_frameworks.forks import keep
-from peewee_frameworks.frame import current_frames
+from peewee_frameworks.frame import get_frames
 from peewee_frameworks.pool.stats import Recorder
 from peewee_frameworks.redact import redact
 
@@ -136,7 +136,7 @@ class PoolKeeper:
     def _exhausted(self) -> PoolTimeout:
         database = self._state.database
         hint = f"Raise {_size_option(database)}, or give connections back sooner."
-        frames = current_frames.get()
+        frames = get_frames()
         around = frames.scope.parent if frames is not None and frames.scope is not None else None
         if around is not None and (frame := around.frames.get(self._state)) is not None and frame.conn is not None:
             hint = (

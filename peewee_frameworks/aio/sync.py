@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import peewee
 
 from peewee_frameworks.background import background
-from peewee_frameworks.frame import current_frames, current_lineage
+from peewee_frameworks.frame import current_lineage, get_frames
 from peewee_frameworks.run import Runner, refuse_coroutines
 from peewee_frameworks.scope import Scope
 from peewee_frameworks.state import install
@@ -108,7 +108,7 @@ class _Unit:
 
     def __init__(self, state: State, label: str) -> None:
         self._state = state
-        frames = current_frames.get()
+        frames = get_frames()
         scope = frames.scope if frames is not None and frames.has(state) else None
         self.own = scope is None
         self.marks: tuple[Any, Any] = (None, None)  # of the context, before the block and in it
@@ -146,7 +146,7 @@ async def run(state: State, function: Callable[..., _Result], /, *args: Any, **k
         function.
     """
     refuse_coroutines(function)
-    frames = current_frames.get()
+    frames = get_frames()
     if frames is not None and frames.scope is not None and frames.has(state):
         scope = frames.scope
         if scope.idles:
