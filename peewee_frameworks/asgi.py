@@ -213,11 +213,12 @@ class RequestMiddleware:
         if (
             (states := runtime.plain) is None
             or scope["type"] != self._plain
-            or scope.setdefault(SCOPE_KEY, work := _Work()) is not work
+            or scope.get(SCOPE_KEY) is not None
         ):
             await self._serve(scope, receive, send)
             return
         # What `_serve` does, without the calls of `_open` and `Runtime.end`: most requests query nothing, and pay for each.
+        scope[SCOPE_KEY] = work = _Work()
         work.asgi = scope
         work.states = states
         work.owner = runtime
@@ -234,10 +235,7 @@ class RequestMiddleware:
                 raise
         finally:
             # Nothing here awaits, so a cancelled request gives its connection back too.
-            try:  # noqa: SIM105 - costs more
-                del scope[SCOPE_KEY]
-            except KeyError:  # the application has emptied it
-                pass
+            scope[SCOPE_KEY] = None
             work.ended = True  # before the look: a thread may be touching it only now
             if work.touched or runtime.drained is not None:
                 runtime.end(work)
