@@ -210,11 +210,7 @@ class RequestMiddleware:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Run the application with the options that hold for this request."""
         runtime = self.runtime
-        if (
-            (states := runtime.plain) is None
-            or scope["type"] != self._plain
-            or scope.get(SCOPE_KEY) is not None
-        ):
+        if (states := runtime.plain) is None or scope["type"] != self._plain or scope.get(SCOPE_KEY) is not None:
             await self._serve(scope, receive, send)
             return
         # What `_serve` does, without the calls of `_open` and `Runtime.end`: most requests query nothing, and pay for each.

@@ -220,6 +220,7 @@ class Frame:
         "lineage",
         "on_release",
         "pinned",
+        "put_off_block",
         "request_transaction",
         "returning",
         "savepoints",
@@ -244,7 +245,7 @@ class Frame:
         self.left_open = False
         self.on_release: Callable[[], None] | None = None
         self.undone = False  # whether a block was rolled back that something may have been started in
-        self.wary = False  # whether `enter` must look closer: final or undone, each set before this
+        self.wary = False  # whether `enter` must look closer: final, undone or put off, each set before this
         self.returning = False  # its connection is on its way back, and still counts where it goes
         # Since when it is connected, monotonic, and where that was: set where no pool notes it, left unset elsewhere.
         self.since: float
@@ -262,6 +263,7 @@ class Frame:
         self.ctx: list[Any] = [_PIN] if self.pinned else []
         self.transactions: list[Any] = []
         self.savepoints: list[Any] = []
+        self.put_off_block: Any = None  # what is to be rolled back as soon as nobody uses the connection
         self.commit_callbacks: list[Any] = []
         self.lineage: Lineage | None = None
         self._cursors: list[weakref.ref[Any]] = []
@@ -293,6 +295,12 @@ class Frame:
         if not self._acquire(False):
             self._wait_for_housekeeping()
         if not self._depth and (self.wary or (self.lineage is not None and not inherits(self.lineage))):
+            if self.put_off_block is not None and not self.final:
+                try:
+                    self._roll_back_put_off()
+                except BaseException:
+                    self._release()
+                    raise
             refusal = None if self.final else self._refusal()
             if refusal is None and not self.final:
                 self._depth += 1
@@ -303,6 +311,22 @@ class Frame:
             self._end()  # `finish` may have found the lock taken by us
             raise self.ended()
         self._depth += 1
+
+    def put_off(self, block: Any) -> None:
+        """Have a block rolled back before the next use of the connection: somebody is using it now."""
+        self.put_off_block = block
+        self.wary = True
+
+    def _roll_back_put_off(self) -> None:
+        block, self.put_off_block = self.put_off_block, None
+        self._depth += 1
+        try:
+            block.rollback(False)
+            # Only now: with an error it stays on the stack, and the end of the scope rolls back.
+            if block in self.transactions:
+                self.transactions.remove(block)
+        finally:
+            self._depth -= 1
 
     def leave(self) -> None:
         """End what `enter` began; the last user after the scope's end drops the connection."""
@@ -691,6 +715,7 @@ class NoRecord:
     final = False
     lineage: Lineage | None = None
     atomic = False
+    put_off_block = None
 
     @property
     def ctx(self) -> list[Any]:

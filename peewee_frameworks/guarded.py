@@ -139,7 +139,8 @@ class _Block:
                 with frame.state.bound(frame, mark):
                     result = super().__exit__(*exc_info)  # type: ignore[misc]
         except ConcurrentUse:
-            self._could_not_end(frame)
+            undone = current_lineage.get() is mark
+            self._could_not_end(frame, mark)
             raise
         finally:
             if mark is not None:
@@ -148,7 +149,7 @@ class _Block:
             raise refusal
         return result
 
-    def _could_not_end(self, frame: Frame) -> None:
+    def _could_not_end(self, frame: Frame, mark: Lineage | None) -> None:
         """Do what is to be done when somebody else was using the connection at the end of the block."""
 
 
@@ -203,12 +204,15 @@ class Transaction(_Marked, peewee._transaction):
         _join_request(self.db)
         return _Block.__enter__(self)
 
-    def _could_not_end(self, frame: Frame) -> None:
+    def _could_not_end(self, frame: Frame, mark: Lineage | None) -> None:
         # It is open still, and must not look as if it were not: MySQL's next BEGIN would commit it. On the stack nothing
-        # commits it any more, and the end of the scope rolls it back.
+        # commits it any more, and what comes next or the end of the scope rolls it back.
         open_still = frame.conn is not None and transaction_is_open(frame.conn) is not False
         if open_still and self not in frame.transactions:
             frame.transactions.insert(0, self)
+            # Not without a mark: whoever goes on in it, as in an atomic request, could not be told from who comes next.
+            if mark is not None and not frame.state.is_async:  # where they wait for their turn
+                frame.put_off(self)
 
     def __exit__(self, *exc_info: object) -> Any:
         try:
@@ -233,6 +237,10 @@ class Savepoint(_Marked, peewee._savepoint):
         if entry is not None and self in entry.frame.savepoints:
             entry.frame.savepoints.remove(self)
         return entry
+
+    def _could_not_end(self, frame: Frame, mark: Lineage | None) -> None:
+        if mark is not None and not frame.state.is_async and not isinstance(frame.put_off_block, Transaction):
+            frame.put_off(self)
 
     def rollback(self, begin: bool = True) -> None:
         # As in `Guarded.rollback`: an error here would hide the one that is unwinding the block.
@@ -283,6 +291,9 @@ class ConnectionContext(_Block, peewee.ConnectionContext):
 def _join_request(database: Any) -> None:
     """Begin the transaction of an atomic request, if nothing has: a block inside it must not believe itself the outermost."""
     frame = database._state.frame()
+    if frame.put_off_block is not None:
+        frame.enter()  # rolls it back
+        frame.leave()
     if frame.atomic and frame.conn is None and database.autoconnect:
         database.connect()
 

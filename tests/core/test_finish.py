@@ -10,7 +10,14 @@ import threading
 import peewee
 import pytest
 
-from peewee_frameworks import ConcurrentUse, ConfigurationError, ScopeEnded, ScopeError, connection_scope
+from peewee_frameworks import (
+    ConcurrentUse,
+    ConfigurationError,
+    ScopeEnded,
+    ScopeError,
+    TransactionLost,
+    connection_scope,
+)
 from peewee_frameworks.runtime import Runtime
 from peewee_frameworks.scope import Scope, complete
 from peewee_frameworks.state import install
@@ -691,18 +698,78 @@ def test_a_request_that_ends_while_its_thread_is_inside_a_statement_leaves_it_th
 
 
 @SERVERS
-def test_a_block_that_ends_while_a_child_is_inside_a_statement_is_not_committed_later(place, db, note):
-    """The block raises; nothing that comes after commits what it did."""
+@pytest.mark.parametrize("follows", ["block", "statement", "commit", "nothing"])
+def test_a_block_that_ends_while_a_child_is_inside_a_statement_is_rolled_back_after_it(place, db, note, follows):
+    """The block raises; what comes next does not commit what it did, and is not lost with it."""
+    called = []
+    with connection_scope(db):
+        with pytest.raises(ConcurrentUse), db.atomic():
+            note.create(text="lost")
+            db.after_commit(lambda: called.append("lost"))
+            busy = Busy(place, db)
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1
+        if follows == "block":
+            with db.atomic():
+                note.create(text="kept")
+                db.after_commit(lambda: called.append("kept"))
+        elif follows == "statement":
+            note.create(text="kept")
+        elif follows == "commit":
+            db.commit()
+        if follows != "nothing":
+            assert not db.in_transaction()
+    with connection_scope(db):
+        assert [each.text for each in note.select()] == (["kept"] if follows in ("block", "statement") else [])
+    assert called == (["kept"] if follows == "block" else [])
+
+
+@SERVERS
+def test_a_child_of_a_block_that_could_not_end_is_told_that_it_was_rolled_back(place, db, note):
+    """What it does next would be stored by itself."""
+    with connection_scope(db):
+        with pytest.raises(ConcurrentUse), db.atomic():
+            context = contextvars.copy_context()
+            busy = Busy(place, db)
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1
+        with pytest.raises(TransactionLost, match="was rolled back meanwhile"):
+            context.run(note.create, text="half")
+        note.create(text="kept")
+    with connection_scope(db):
+        assert [each.text for each in note.select()] == ["kept"]
+
+
+@SERVERS
+def test_a_savepoint_that_could_not_end_is_not_committed_with_the_transaction_around_it(place, db, note):
+    """Whoever catches its error goes on with the rest."""
+    with connection_scope(db), db.atomic():
+        note.create(text="kept")
+        with pytest.raises(ConcurrentUse), db.atomic():
+            note.create(text="half")
+            busy = Busy(place, db)
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1
+        note.create(text="kept, too")
+    with connection_scope(db):
+        assert [each.text for each in note.select().order_by(note.id)] == ["kept", "kept, too"]
+
+
+@SERVERS
+def test_a_block_that_could_not_end_on_a_connection_that_was_lost_since_is_over(place, db, note):
+    """Its ROLLBACK fails, once; the next statement connects anew."""
     with connection_scope(db):
         with pytest.raises(ConcurrentUse), db.atomic():
             note.create(text="lost")
             busy = Busy(place, db)
         busy.open()
         assert busy.late.result(DEADLINE) == 1
-        with db.atomic():
-            note.create(text="lost too")
+        place.kill_sessions()
+        with contextlib.suppress(peewee.OperationalError, peewee.InterfaceError):
+            note.create(text="?")
     with connection_scope(db):
         assert note.select().count() == 0
+    eventually(lambda: in_use(db) == 0)
 
 
 @SERVERS
