@@ -87,8 +87,8 @@ class Peewee(Extension):
     def init_app(self, app: Sanic[Any, Any]) -> None:
         """Install everything: scope, options, error responses, and the start and end of the databases in each worker.
 
-        Raises: `ConfigurationError` if this was done before, if no database is known, for a wrong ``PEEWEE_…`` key, or if these
-            keys differ from those of another application that this instance serves.
+        Raises: `ConfigurationError` if this was done before, if the application has started, if no database is known, for a
+            wrong ``PEEWEE_…`` key, or if these keys differ from those of another application that this instance serves.
         """
         self._check_kind(app, Sanic)
         installed = _installed(app)
@@ -98,6 +98,8 @@ class Peewee(Extension):
             raise ConfigurationError(
                 f"{app!r}: this Peewee is installed already, by init_app() or its blueprint. Do it once for each application."
             )
+        if app.state.is_started:
+            raise ConfigurationError(f"{app!r} has started already. Call init_app() where the application is made.")
         self._read_config(app, app.config)
         if not installed:
             app.__class__ = _scoped_class(type(app), installed)

@@ -822,6 +822,22 @@ def test_the_reusable_test_client(make_database, make_sanic):
     assert not orm.runtime.in_flight()
 
 
+def test_init_app_on_an_application_that_runs_is_refused(make_database, make_sanic):
+    """Nothing would open its pool."""
+    app, orm, told = make_sanic(), Peewee(make_database()), []
+
+    @app.before_server_start
+    async def install(app):
+        with pytest.raises(ConfigurationError, match=r"has started already\. Call init_app") as caught:
+            orm.init_app(app)
+        told.append(caught.value)
+
+    app.get("/")(lambda request: text("ok"))
+    with reserved_port() as port, ReusableClient(app, port=port) as client:
+        assert client.get("/")[1].text == "ok"
+    assert len(told) == 1
+
+
 def test_a_thread_that_first_queries_at_its_requests_very_end_leaves_nothing(make_database, make_sanic):
     """The request looks whether it has anything to give back, and finds nothing yet."""
     database, told = make_database(), []
