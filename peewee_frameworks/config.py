@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import peewee
 
 from .errors import ConfigurationError
+from .names import no_database
 from .spelling import DISTANTLY, nearly
 
 logger = logging.getLogger("peewee_frameworks.app")
@@ -160,6 +161,7 @@ class OptionKeywords(PolicyKeywords, total=False):
     query_budget: int | None
 
 
+_OF_FILES = ("sqlite", "sqliteext", "csqliteext", "apsw", "sqlcipher", "cysqlite")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _NAMES = tuple(option.name for option in fields(Options))
 _KEYS = {PREFIX + "DATABASE": "database", **{PREFIX + name.upper(): name for name in _NAMES}}
@@ -173,6 +175,8 @@ _NUMBERS = {
 }
 _SWITCHES = ("transaction", "errors", "leak_stacks", "server_timing")
 _LISTS = ("exclude",)
+# What others call the database's URL.
+_DATABASE_ELSEWHERE = tuple(PREFIX + name for name in ("URL", "URI", "DB", "DATABASE_URL", "DATABASE_URI", "DB_URL"))
 
 
 def resolve(
@@ -258,8 +262,7 @@ def _open(database: Any, alias: str) -> Any:
     if isinstance(database, (peewee.Database, peewee.Proxy)):
         return database
     raise ConfigurationError(
-        f"Database {alias!r}: {type(database).__name__} is not a Peewee database. Pass a peewee.Database, a DatabaseProxy or "
-        "a URL."
+        f"Database {alias!r}: {no_database(database)} Peewee() takes a URL, too, and a mapping of aliases to databases."
     )
 
 
@@ -353,6 +356,11 @@ def split_url(url: str) -> SplitResult:
         parts = None
     if parts is not None and parts.netloc and "@" in parts.path:
         parts = None
+    if parts is not None and parts.netloc and parts.scheme.partition("+")[0] in _OF_FILES:
+        raise ConfigurationError(
+            f"The database URL {safe_url(url)} names a host, and no file: write {safe_url(url).replace('://', ':///')}, with "
+            "four slashes if the file's path is absolute."
+        )
     scheme, separator, _ = url.partition(":")
     if parts is None or (separator and not url.startswith("://", len(scheme))):
         shown = f"{scheme}://…" if _SCHEME.fullmatch(scheme) else "(not a URL)"
@@ -376,9 +384,13 @@ def safe_url(url: str) -> str:
 
 
 def _parse(key: str, name: str, value: Any) -> Any:
-    """Turn a string from the environment into what the option takes."""
+    """Turn what comes from the environment, a string, or a number that a framework makes of it, into what the option takes."""
     if not isinstance(value, str):
-        return value
+        return bool(value) if name in _SWITCHES and type(value) is int and value in (0, 1) else value
+    if name == "create_tables":
+        raise ConfigurationError(
+            f"{key}={value!r} names no model class. Give them in Python: Peewee(create_tables=[...])."
+        )
     try:
         if name in _NUMBERS:
             return _NUMBERS[name](value)
@@ -417,7 +429,7 @@ def _of_pool(name: str) -> str:
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    meant = nearly(name, known, DISTANTLY)
+    meant = PREFIX + "DATABASE" if name in _DATABASE_ELSEWHERE else nearly(name, known, DISTANTLY)
     return f" Did you mean {meant}?" if meant else ""
 
 

@@ -156,7 +156,10 @@ def label_of(state: Any, conn: Any) -> str | None:
         return None
     for frame in state.implicit_frames():
         if frame.conn is conn:
-            return f"{frame.label} (in an application: was init_app forgotten, or to give Peewee this database?)"
+            return (
+                f"{frame.label} (in an application: was init_app forgotten, or to give Peewee this database? In a script or a "
+                "test: db.close(), or `with connection_scope(db):` around the queries)"
+            )
     for scope in open_in_process():
         found = scope.frames.get(state)
         if found is not None and found.conn is conn:

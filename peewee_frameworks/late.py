@@ -20,6 +20,11 @@ class LateDatabase(GuardedProxy):
             raise not_ready()
         return getattr(self.obj, name)
 
+    def _real(self) -> Any:
+        if self.obj is None:
+            raise not_ready()
+        return self.obj
+
     @staticmethod
     def not_ready() -> ConfigurationError:
         """Say what to do, where a `DatabaseProxy` would ask for `initialize`."""

@@ -11,7 +11,7 @@ import peewee
 from playhouse.pool import PooledDatabase as PlayhousePooledDatabase
 
 from .background import background
-from .errors import ConfigurationError, DatabaseUnavailable
+from .errors import ConfigurationError, DatabaseUnavailable, PoolExhausted
 from .forks import watch_forks
 from .redact import redact
 from .schema import create_tables
@@ -157,8 +157,9 @@ def _arguments_named(alias: str, state: State) -> Iterator[None]:
     """Say whose arguments they are that a driver does not take; which ones, it says itself."""
     try:
         yield
-    except TypeError as error:
-        if "argument" not in str(error):  # of a hook of the application, perhaps
+    except (TypeError, peewee.ProgrammingError, DatabaseUnavailable) as error:
+        told = "argument" if isinstance(error, TypeError) else "invalid connection option"  # libpq's
+        if told not in str(error):  # of a hook of the application, perhaps
             raise
         reason = " ".join(redact(str(error), [state.database]).split())
         raise ConfigurationError(
@@ -173,8 +174,10 @@ def _models_of(database: Any, options: Options) -> list[Any]:
 def _unreachable(alias: str, state: State, options: Options, error: Exception) -> None:
     reason = " ".join(redact(str(error), [state.database]).split())
     stop = "" if reason.endswith((".", "?")) else "."  # libpq asks whether it is running
-    message = f"Database {alias!r}, {state.name}, cannot be reached at start: {reason}{stop} "
-    remedy = "Start it, or correct its address, name, user or password"
+    busy = isinstance(error, PoolExhausted)
+    what = "has no connection to spare at start" if busy else "cannot be reached at start"
+    message = f"Database {alias!r}, {state.name}, {what}: {reason}{stop} "
+    remedy = "Have it given back first" if busy else "Start it, or correct its address, name, user or password"
     if options.check == "fail":
         raise DatabaseUnavailable(f"{message}{remedy}; or pass check='warn' to start without it.") from error
     logger.warning("%s", f"{message}{remedy}; the application starts without it.", extra={"database": state.name})

@@ -277,10 +277,9 @@ class Runner:
 
 
 def refuse_coroutines(function: Callable[..., Any]) -> None:
-    """Refuse what would only make a coroutine on the thread, and run none of it.
+    """Refuse what would only make a coroutine or a generator on the thread, and run none of it.
 
-    Raises: `ConfigurationError` for that, a coroutine function or an asynchronous generator function, and for what is no
-        function at all.
+    Raises: `ConfigurationError` for the function of one, and for what is no function at all.
     """
     if not callable(function):
         given = type(function).__name__
@@ -298,6 +297,12 @@ def refuse_coroutines(function: Callable[..., Any]) -> None:
         raise ConfigurationError(
             f"run({name}): {name} is asynchronous, and `run` is for sync code that queries. Await it yourself, "
             f"`await {getattr(called, '__name__', 'it')}(...)`, and give `run` the sync parts of it."
+        )
+    if inspect.isgeneratorfunction(called):
+        name = getattr(called, "__qualname__", called)
+        raise ConfigurationError(
+            f"run({name}): {name} is a generator function, and nothing of it would run on the thread. Give a function that "
+            f"reads it to its end: `run(lambda: list({getattr(called, '__name__', 'it')}(...)))`."
         )
 
 

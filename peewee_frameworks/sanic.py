@@ -96,7 +96,8 @@ class Peewee(Extension):
             if installed.by_blueprint.pop(self, False):  # which has endpoints, and is of use beside this
                 return
             raise ConfigurationError(
-                f"{app!r}: this Peewee is installed already, by init_app() or its blueprint. Do it once for each application."
+                f"{app!r}: this Peewee is installed already, by init_app() or its blueprint. Do it once for each application. "
+                "For the health endpoints beside it, give the blueprint health=True or guard=."
             )
         if app.state.is_started:
             raise ConfigurationError(f"{app!r} has started already. Call init_app() where the application is made.")

@@ -24,6 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse
 
@@ -180,16 +181,28 @@ class Peewee(Extension):
         stack = getattr(app, "middleware_stack", None)
         if stack is not None and self not in _installed(app):
             _installed(app).append(self)
+            self._handle_errors(app, stack)
             app.middleware_stack = self._around(stack, self._serve)
 
     # -- errors ---------------------------------------------------------------------------------------------------------
 
-    def _handle_errors(self, app: Starlette) -> None:
-        if self.runtime.options.errors:
-            for error in HANDLED:
-                ancestors = (cls for cls in error.__mro__ if cls.__module__ != "builtins")
-                if not any(cls in app.exception_handlers for cls in ancestors):
-                    app.exception_handlers[error] = _respond
+    def _handle_errors(self, app: Starlette, stack: Any = None) -> None:
+        """Have errors answered by what is innermost of the stack, so that the application's middleware sees the answers.
+
+        Args:
+            app: the application.
+            stack: its middleware, if that is built already.
+        """
+        if not self.runtime.options.errors:
+            return
+        while stack is not None and not isinstance(stack, ExceptionMiddleware):
+            stack = getattr(stack, "app", None)
+        for error in HANDLED:
+            ancestors = (cls for cls in error.__mro__ if cls.__module__ != "builtins")
+            if not any(cls in app.exception_handlers for cls in ancestors):
+                app.exception_handlers[error] = _respond
+                if stack is not None:
+                    stack.add_exception_handler(error, _respond)
 
 
 class _Outermost(RequestMiddleware, ServerErrorMiddleware):

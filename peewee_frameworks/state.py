@@ -44,7 +44,7 @@ from .frame import (
     set_frames,
 )
 from .guarded import Guarded, GuardedPool, GuardedProxy, GuardedUnpooled, statement_methods
-from .names import display_name
+from .names import display_name, no_database
 from .sqlite import is_in_memory, is_other_sqlite, prepare_sqlite
 
 if TYPE_CHECKING:
@@ -484,10 +484,7 @@ def unwrap(database: Any) -> Any:
             raise error
         database = database.obj
     if not isinstance(database, peewee.Database):
-        raise ConfigurationError(
-            f"{type(database).__name__} is not a Peewee database. Pass a peewee.Database, a DatabaseProxy, a mapping of "
-            "aliases to databases, or a URL."
-        )
+        raise ConfigurationError(no_database(database))
     return database
 
 

@@ -320,7 +320,8 @@ class AsyncPsycopgDatabase(pwasyncio.AsyncDatabaseMixin, peewee.PostgresqlDataba
             raise ConfigurationError(f"timeout must be a number of seconds, not {seconds!r}.")
         if low < 0 or high < max(low, 1):
             raise ConfigurationError(
-                f"min_size={low} and max_size={high}: need 0 <= min_size <= max_size, and max_size > 0."
+                f"{type(self).__name__}(min_size={low}, max_size={high}): max_size must be at least min_size and 1, and "
+                "min_size at least 0."
             )
 
     def _connection_arguments(self) -> tuple[str, dict[str, Any]]:

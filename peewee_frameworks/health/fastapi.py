@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, params
-from starlette.requests import Request  # noqa: TC002 - FastAPI reads the endpoints' annotations
+from fastapi import APIRouter, Depends, Security, params
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response  # noqa: TC002 - as above
+
+from peewee_frameworks.errors import ConfigurationError
 
 from . import NAMES, Answer, Health, check_guard, wants_guard
 from .starlette import as_response, make_endpoint, make_health, mark, refusal_of, respond
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
     from .starlette import Endpoint, Guard
 
+_OF_DEPENDENCIES = (params.Depends, params.Param, params.Body)
 _NOT_VERBOSE = (
     b'{"detail": "With Depends(...) as the guard, ?verbose tells nobody anything: ask /status, which tells the same."}'
 )
@@ -27,6 +31,7 @@ def make_router(
     """Make the router."""
     if not isinstance(guard, params.Depends):
         check_guard(guard, ", or a dependency: Depends(...)")
+        _refuse_dependency(guard)
     health = make_health(orm, timeout)
     router = APIRouter(**options)
     for name in NAMES:
@@ -36,6 +41,40 @@ def make_router(
             f"/{name}", endpoint, methods=["GET", "HEAD"], include_in_schema=False, response_model=None
         )
     return router
+
+
+def _refuse_dependency(guard: Any) -> None:
+    """Refuse a dependency that was given without `Depends`: called with the request alone, it would let everybody in.
+
+    Raises: `ConfigurationError`.
+    """
+    if guard is None:
+        return
+    try:
+        parameters = [*_signature(guard).parameters.values()]
+    except (TypeError, ValueError):  # not written in Python: nobody knows
+        return
+    first = parameters[0].annotation
+    given = isinstance(first, type) and first is not inspect.Parameter.empty
+    is_request = not given or issubclass(Request, first) or issubclass(first, HTTPConnection)
+    parts = [
+        part
+        for parameter in parameters
+        for part in (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
+    ]
+    if guard in (Depends, Security) or not is_request or any(isinstance(part, _OF_DEPENDENCIES) for part in parts):
+        name = getattr(guard, "__qualname__", None) or repr(guard)
+        raise ConfigurationError(
+            f"guard={name} is a dependency, and a function of the request is called with that alone: write "
+            f"guard=Depends({name})."
+        )
+
+
+def _signature(function: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError:  # annotated with what only type checkers import
+        return inspect.signature(function)
 
 
 def _guarded(health: Health, name: str, guard: params.Depends) -> Endpoint:

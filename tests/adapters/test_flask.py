@@ -160,6 +160,31 @@ def test_options_come_from_the_prefixed_environment(db, monkeypatch):
     assert (options.errors, options.close_timeout, list(options.exclude)) == (True, 3, ["static", "/health"])
 
 
+def test_a_switch_of_the_environment_may_be_one_or_zero(db, monkeypatch):
+    """Flask makes a number of it."""
+    monkeypatch.setenv("FLASK_PEEWEE_ERRORS", "1")
+    monkeypatch.setenv("FLASK_PEEWEE_TRANSACTION", "0")
+    orm = Peewee(db)
+    make_app(orm, lambda app: app.config.from_prefixed_env())
+    assert (orm.runtime.options.errors, orm.runtime.options.transaction) == (True, False)
+
+
+def test_models_cannot_come_from_the_environment(db):
+    with pytest.raises(ConfigurationError, match=r"PEEWEE_CREATE_TABLES='User' names no model class"):
+        make_app(Peewee(db), lambda app: app.config.update(PEEWEE_CREATE_TABLES="User"))
+
+
+def test_the_databases_url_under_another_name_is_recognised():
+    with pytest.raises(ConfigurationError, match=r"PEEWEE_URL\. Did you mean PEEWEE_DATABASE"):
+        make_app(Peewee(), lambda app: app.config.update(PEEWEE_URL="sqlite:///x.db"))
+
+
+def test_the_database_that_is_yet_to_come_says_so_to_a_decorator():
+    orm = Peewee()
+    with pytest.raises(ConfigurationError, match="The database is not known yet"):
+        orm.database.atomic()
+
+
 def test_unknown_keys_and_a_missing_database_are_refused(db, monkeypatch):
     with pytest.raises(ConfigurationError, match="Did you mean PEEWEE_ERRORS"):
         make_app(Peewee(db), lambda app: app.config.update(PEEWEE_ERROR=True))

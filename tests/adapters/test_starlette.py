@@ -29,7 +29,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Mount, Route, Router, WebSocketRoute
 from starlette.testclient import TestClient
 
-from peewee_frameworks import ConfigurationError, PoolTimeout, ScopeEnded, connection_scope, current_scope
+from peewee_frameworks import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    PoolTimeout,
+    ScopeEnded,
+    connection_scope,
+    current_scope,
+)
+from peewee_frameworks.aio.psycopg import AsyncPsycopgDatabase
+from peewee_frameworks.pool import PooledPostgresqlDatabase
+from peewee_frameworks.pool import PooledSqliteDatabase as MemoryPool
 from peewee_frameworks.starlette import Peewee
 from tests.adapters.contract.apps.work import make_models
 from tests.support.concurrency import eventually
@@ -322,6 +332,27 @@ def test_a_database_that_is_down_stops_the_start(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("kind", [PooledPostgresqlDatabase, AsyncPsycopgDatabase])
+def test_an_option_that_libpq_does_not_know_is_no_database_that_is_down(kind):
+    """Nothing has been asked of a server, and to start one would not help."""
+    app = Starlette(lifespan=Peewee({"archive": kind("d", host="127.0.0.1", hots="h")}, check="warn").lifespan())
+    expected = r"Database 'archive'.*its driver does not take the arguments .*invalid connection option \"hots\""
+    with pytest.raises(ConfigurationError, match=expected), TestClient(app):
+        pass
+
+
+def test_a_start_that_finds_the_only_connection_in_use_says_who_has_it(tmp_path):
+    """As in a test whose fixture has queried; the database is there."""
+    database = MemoryPool(":memory:")
+    orm = Peewee(database)
+    database.execute_sql("SELECT 1")
+    told = r"no connection to spare at start.*In a script or a test: db\.close\(\)"
+    with pytest.raises(DatabaseUnavailable, match=told) as caught, TestClient(Starlette(lifespan=orm.lifespan())):
+        pass
+    assert "Start it" not in str(caught.value)
+    database.close_all()
+
+
 @pytest.mark.parametrize("kind", [peewee.SqliteDatabase, AsyncSqliteDatabase])
 def test_an_argument_that_the_driver_does_not_take_is_told_with_its_database(tmp_path, kind):
     """The driver's own message names the argument, and no more."""
@@ -607,7 +638,8 @@ def error_routes(database, item):
     ]
 
 
-def test_errors_answers_as_the_application_answers_http_exceptions(make_place):
+@pytest.mark.parametrize("way", ["init_app", "lifespan", "both in a list"])
+def test_errors_answers_as_the_application_answers_http_exceptions(make_place, way):
     """503 with Retry-After, 404, 409, through CORS and the application's own HTTPException handler."""
     database = make_place("sqlite").make_database(timeout=0.05)
     item = make_item(database)
@@ -619,9 +651,14 @@ def test_errors_answers_as_the_application_answers_http_exceptions(make_place):
     app = Starlette(
         routes=error_routes(database, item),
         exception_handlers={HTTPException: teapot},
-        middleware=[Middleware(CORSMiddleware, allow_origins=["*"])],
+        middleware=[
+            *([orm.middleware()] if way == "both in a list" else []),
+            Middleware(CORSMiddleware, allow_origins=["*"]),
+        ],
+        lifespan=None if way == "init_app" else orm.lifespan(),
     )
-    orm.init_app(app)
+    if way == "init_app":
+        orm.init_app(app)
     with TestClient(app, raise_server_exceptions=False, headers={"origin": "http://elsewhere"}) as client:
         for path, status in [("/missing", 404), ("/duplicate", 409), ("/wrong", 500), ("/exhausted", 503)]:
             response = client.get(path)

@@ -334,6 +334,21 @@ def test_run_refuses_what_is_asynchronous(db, models, play):
     play(work)
 
 
+def test_run_refuses_a_generator_function(db, models, play):
+    """It would run in the hands of the caller: on the event loop."""
+
+    def generator():
+        yield from ()
+
+    async def work():
+        for run_it in (db.run, Runtime(db).run):
+            with pytest.raises(ConfigurationError, match=r"run\(lambda: list\(generator\(\.\.\.\)\)\)"):
+                await run_it(generator)
+        assert await db.run(lambda: list(generator())) == []
+
+    play(work)
+
+
 def test_a_cancelled_call_leaves_nothing_open(db, models, play, backend):
     """All or nothing, and the next call works."""
     User, _ = models

@@ -9,9 +9,11 @@ import threading
 
 import peewee
 import pytest
+from flask import Flask
 from playhouse.pool import PooledSqliteDatabase
 
 from peewee_frameworks import ConfigurationError, DatabaseUnavailable, connection_scope
+from peewee_frameworks.flask import Peewee
 from peewee_frameworks.guarded import Guarded, GuardedPool, GuardedProxy
 from peewee_frameworks.names import display_name
 from peewee_frameworks.scope import Scope
@@ -292,10 +294,28 @@ def test_a_decorator_may_be_made_before_the_proxy_is_initialised(lite, lite_note
     assert work() == 0
 
 
-def test_what_is_no_database_is_refused():
+class FlaskDB:
+    """What `playhouse.flask_utils` has: an object with a database."""
+
+    database = peewee.SqliteDatabase(None)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("sqlite:///x", r"str is not a Peewee database\. Open a URL with peewee_frameworks\.pool\.connect\(url\)"),
+        ({}, r"dict is not a Peewee database\. Pass a peewee\.Database or a DatabaseProxy"),
+        (peewee.Model, r"Model is a model, not a database\. Pass its database"),
+        (peewee.SqliteDatabase, r"SqliteDatabase is a class, not a database"),
+        (Peewee(peewee.SqliteDatabase("x.db")), r"Peewee is an application's extension, .* Write orm\.scope\(\)"),
+        (Flask("x"), r"Flask is an application, not a database\. Give it to init_app"),
+        (FlaskDB(), r"FlaskDB is not a Peewee database\. Pass its \.database"),
+    ],
+)
+def test_what_is_no_database_is_refused(given, told):
     """The message names what was given and what may be."""
-    with pytest.raises(ConfigurationError, match="str is not a Peewee database"):
-        install("sqlite:///x")
+    with pytest.raises(ConfigurationError, match=told):
+        install(given)
 
 
 def test_messages_never_show_a_password():

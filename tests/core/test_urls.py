@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 
 import peewee
@@ -111,9 +112,10 @@ def test_a_url_gives_an_asynchronous_database_under_the_pools_own_option_names(m
     ],
 )
 def test_a_wrong_option_of_an_asynchronous_url_is_refused_with_the_remedy_alone(make, scheme, option, remedy):
+    host = "" if scheme.startswith("sqlite") else "h"
     with pytest.raises(ConfigurationError) as caught:
-        make(f"{scheme}://h/d?{option}")
-    prefix = f"The database URL {scheme}://h/d does not work: "
+        make(f"{scheme}://{host}/d?{option}")
+    prefix = f"The database URL {scheme}://{host}/d does not work: "
     assert str(caught.value).removeprefix(prefix) == remedy
 
 
@@ -151,11 +153,19 @@ def test_an_async_function_is_no_predicate(option):
         ("sqlite+aiosqlite:///d.db", r"Did you mean sqlite\+async\?"),
         ("mysq://u@h/d", r"Did you mean mysql\+pool\?"),
         ("oracle://u@h/d", r"unknown scheme 'oracle'\. It looks like"),
+        ("sqlite://d.db", r"names a host, and no file: write sqlite:///d\.db, with four"),
+        ("sqlite+pool://u:p@d.db", r"names a host, and no file: write sqlite\+pool:///d\.db, with four"),
     ],
 )
 def test_a_url_that_some_other_library_or_a_pool_would_take_is_told_what_to_write(url, remedy):
     with pytest.raises(ConfigurationError, match=remedy):
         Peewee(url)
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pool", "sqlite+async"])
+def test_a_file_that_stands_where_a_host_would_is_not_a_database_in_memory(scheme):
+    with pytest.raises(ConfigurationError, match=f"write {re.escape(scheme)}:///d.db"):
+        connect(f"{scheme}://d.db")
 
 
 @pytest.mark.parametrize("scheme", ["mariadb", "postgresql+psycopg2", "mysq"])

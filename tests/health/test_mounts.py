@@ -5,7 +5,7 @@ import warnings
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.security import HTTPBasic
 from fastapi.testclient import TestClient as FastAPIClient
 from flask import Flask, Response, abort
@@ -14,6 +14,7 @@ from sanic import Sanic, text
 from sanic.exceptions import Unauthorized
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -296,6 +297,43 @@ def test_a_guard_that_cannot_be_called_is_refused_where_it_is_given(database, fr
     }[framework]
     with pytest.raises(ConfigurationError, match=message):
         mount()
+
+
+def by_token(token: Annotated[Any, Depends(HTTPBasic())]) -> bool:
+    return bool(token)
+
+
+def by_default(token: Any = Depends(HTTPBasic())) -> bool:  # noqa: B008 - as it may be written
+    return bool(token)
+
+
+def by_header(token: Annotated[str, Header()]) -> str:
+    return token
+
+
+def by_query(token: str) -> str:
+    return token
+
+
+@pytest.mark.parametrize("guard", [by_token, by_default, by_header, by_query, Depends])
+def test_a_dependency_without_depends_is_no_guard_that_lets_everybody_in(database, guard):
+    """Called with the request in the place of its token, it would find one."""
+    with pytest.raises(ConfigurationError, match=rf"write guard=Depends\({guard.__name__}\)"):
+        fastapi.Peewee(database).router(guard=guard)
+
+
+def test_a_guard_may_be_annotated_with_the_request(database):
+    def of_request(request: Request, strict: bool = True) -> bool:
+        return not strict
+
+    def of_connection(request: HTTPConnection) -> bool:
+        return bool(request)
+
+    def of_some_request(request: "Absent") -> bool:  # noqa: F821 - as if for type checkers only
+        return bool(request)
+
+    for guard in (of_request, of_connection, of_some_request, lambda request: True):
+        fastapi.Peewee(database).router(guard=guard)
 
 
 def test_a_guard_may_be_any_callable_of_the_request(database):
