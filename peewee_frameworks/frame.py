@@ -184,6 +184,9 @@ _SEVERAL = -1
 
 _PRUNE_CURSORS_AT = 16
 
+# Held where a request's transaction begins and where it ends, for moments: each may come amid the other, on another thread.
+_handover = threading.Lock()
+
 # Only `finish`, `release_early`, `_drop_late` and the guard's `_replace_broken` hold the lock without being a user, and for no
 # longer than it takes to change a few attributes.
 _HOUSEKEEPING_SECONDS = 0.001
@@ -423,10 +426,16 @@ class Frame:
         """Begin the transaction of an atomic request on the connection that was just made."""
         transaction = self.state.database.transaction()
         transaction.begin_unmarked()
-        if not self.left_open:
-            self.request_transaction = transaction
-            self.commit_callbacks += self.early_callbacks
-        self.early_callbacks = ()
+        with _handover:
+            ended = not self.atomic
+            if not ended and not self.left_open:
+                self.request_transaction = transaction
+                self.commit_callbacks += self.early_callbacks
+            if not ended:
+                self.early_callbacks = ()
+        if ended and not self.left_open:
+            # The response has begun meanwhile: what comes is no part of the request's transaction, and nobody would commit it.
+            transaction.__exit__(None, None, None)
 
     @property
     def has_request_transaction(self) -> bool:
@@ -439,8 +448,9 @@ class Frame:
         Raises: what the COMMIT raises, after rolling back; `peewee.InternalError` if an earlier failure makes PostgreSQL roll
             back instead; `ScopeError` if a block inside it is still open.
         """
-        transaction, self.request_transaction = self.request_transaction, None
-        self.atomic = False
+        with _handover:
+            self.atomic = False
+            transaction, self.request_transaction = self.request_transaction, None
         if transaction is None or self.conn is None:
             early, self.early_callbacks = self.early_callbacks, ()
             if error is None and transaction is None:  # nothing was written, and so all of it is committed

@@ -697,6 +697,37 @@ def test_a_request_that_ends_while_its_thread_is_inside_a_statement_leaves_it_th
         assert note.select().count() == 0
 
 
+@pytest.mark.parametrize("error", [None, ValueError("a deadline")])
+def test_a_request_that_ends_while_its_transaction_begins_leaves_no_transaction(db, note, monkeypatch, error):
+    """What its thread does from then on is stored statement by statement, as whatever comes after the response's begin."""
+    gate, begin = Gate(), db.begin
+    called = []
+
+    def slow(*args, **kwargs):
+        begin(*args, **kwargs)
+        gate()
+
+    def work():
+        note.create(text="one")
+        note.create(text="two")
+        return db.in_transaction()
+
+    scope = open_scope(db)
+    scope.set_atomic()
+    db.after_commit(lambda: called.append("early"))
+    monkeypatch.setattr(db, "begin", slow)
+    late = start(work, context=contextvars.copy_context())
+    gate.wait()
+    scope.complete(error)
+    gate.open()
+    assert late.result(DEADLINE) is False
+    scope.finish()
+    scope.exit()
+    with connection_scope(db):
+        assert [each.text for each in note.select().order_by(note.id)] == ["one", "two"]
+    assert called == ([] if error else ["early"])
+
+
 @SERVERS
 @pytest.mark.parametrize("follows", ["block", "statement", "commit", "nothing"])
 def test_a_block_that_ends_while_a_child_is_inside_a_statement_is_rolled_back_after_it(place, db, note, follows):
