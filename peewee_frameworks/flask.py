@@ -199,12 +199,14 @@ class Peewee(Extension):
         if work is None:
             return response
         del request.environ[self._atomic_key]
+        is_ours = work.is_atomic(self.runtime)  # and not begun by another instance, which is asked after this one
         try:
             self.runtime.complete(work, response.status_code)
         except Exception as error:  # noqa: BLE001 - raised again unless the application has a handler for it
             return current_app.make_response(current_app.handle_user_exception(error))
         finally:
-            work.failed = None
+            if is_ours:
+                work.failed = None
         return response
 
     def _fail(self, exception: BaseException) -> None:

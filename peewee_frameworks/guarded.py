@@ -67,6 +67,11 @@ class _Block:
 
     db: Any
     _entries: list[_Entry] | None = None
+    _anew: Callable[[], Any] | None = None
+    """What makes a block for each call of the function that it decorates, where not Peewee does."""
+
+    def _build_ctx(self) -> Any:
+        return super()._build_ctx() if self._anew is None else self._anew()  # type: ignore[misc]
 
     def __call__(self, function: Any) -> Any:
         """Decorate a function, a coroutine function too, each call of which runs in the block.
@@ -79,7 +84,7 @@ class _Block:
 
         @functools.wraps(function)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            async with self._build_ctx():  # type: ignore[attr-defined]
+            async with self._build_ctx():
                 return await function(*args, **kwargs)
 
         return call
@@ -663,26 +668,38 @@ class GuardedPool(Guarded):
 
 
 class GuardedProxy(peewee.DatabaseProxy):
-    """A `DatabaseProxy` whose blocks are those of the database behind it."""
+    """A `DatabaseProxy` whose blocks are those of the database behind it.
+
+    A function that they decorate runs in one of the database that is behind it when it is called.
+    """
 
     __slots__ = ()
     # Peewee's looks into `__slots__` of the very class, and a subclass has none of its own.
     __setattr__ = object.__setattr__  # type: ignore[assignment]
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
-        return self._real().atomic(*args, **kwargs)
+        return self._block("atomic", Atomic, *args, **kwargs)
 
     def transaction(self, *args: Any, **kwargs: Any) -> Any:
-        return self._real().transaction(*args, **kwargs)
+        return self._block("transaction", Transaction, *args, **kwargs)
 
     def savepoint(self) -> Any:
         return self._real().savepoint()
 
     def manual_commit(self) -> Any:
-        return self._real().manual_commit()
+        return self._block("manual_commit", Manual)
 
     def connection_context(self) -> Any:
-        return self._real().connection_context()
+        return self._block("connection_context", ConnectionContext)
+
+    def _block(self, name: str, kind: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def make() -> Any:
+            return getattr(self._real(), name)(*args, **kwargs)
+
+        # A decorator is often made before the database is there.
+        block = kind(self, *args, **kwargs) if self.obj is None else make()
+        block._anew = make
+        return block
 
     def _real(self) -> Any:
         if self.obj is None:

@@ -29,7 +29,7 @@ from .names import display_name
 from .queries import count_queries
 from .run import Queue, Runner, refuse_coroutines
 from .scope import Scope, current_scope
-from .state import install, unwrap
+from .state import guard_proxy, install, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -126,6 +126,7 @@ class Runtime:
         self.releases_early = options.release == "response_start"
         self._install(states)
         for database in databases.values():
+            guard_proxy(database)
             if isinstance(database, peewee.Proxy) and database not in self._followed:
                 self._followed.append(database)
                 self._follow(database)

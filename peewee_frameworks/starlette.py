@@ -319,7 +319,7 @@ async def _respond(request: HTTPConnection, error: Exception) -> Response:
     handler = handlers.get(problem.status) or handlers.get(cls)
     if handler is None:
         return PlainTextResponse(problem.detail, problem.status, problem.headers)
-    if inspect.iscoroutinefunction(handler):
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
         answer = await handler(request, exception)
     else:
         answer = await run_in_threadpool(handler, request, exception)

@@ -303,8 +303,11 @@ class State:
         while around is not None:
             if (frame := around.frames.get(self)) is not None:
                 frames.append(frame)
+            if atomic := getattr(around, "atomic", None):  # the parent ends what its requests begin, and nobody here
+                around.atomic = {state: who for state, who in atomic.items() if state is not self}  # type: ignore[attr-defined]
             around = around.parent
         for frame in frames:
+            frame.atomic = False
             if frame.conn is not None:
                 keep(frame.conn)
                 frame.reset()
@@ -497,13 +500,18 @@ def install(database: Any) -> State:
 
     Raises: `ConfigurationError` where the database cannot give each unit of work a connection of its own.
     """
-    proxy, database = database, unwrap(database)
-    if isinstance(proxy, peewee.DatabaseProxy) and not isinstance(proxy, GuardedProxy):
-        object.__setattr__(proxy, "__class__", GuardedProxy)
+    guard_proxy(database)
+    database = unwrap(database)
     if isinstance(database._state, State):
         return database._state
     with _install_lock:
         return database._state if isinstance(database._state, State) else _install(database)
+
+
+def guard_proxy(proxy: Any) -> None:
+    """Have the blocks of a `DatabaseProxy` be those of the database behind it; for whatever else, do nothing."""
+    if isinstance(proxy, peewee.DatabaseProxy) and not isinstance(proxy, GuardedProxy):
+        object.__setattr__(proxy, "__class__", GuardedProxy)
 
 
 def _install(database: Any) -> State:

@@ -179,10 +179,21 @@ def test_the_databases_url_under_another_name_is_recognised():
         make_app(Peewee(), lambda app: app.config.update(PEEWEE_URL="sqlite:///x.db"))
 
 
-def test_the_database_that_is_yet_to_come_says_so_to_a_decorator():
+def test_the_database_that_is_yet_to_come_decorates_functions(tmp_path):
+    """It says that it is not there only when one is called."""
     orm = Peewee()
+
+    @orm.database.atomic()
+    def work():
+        return orm.database.in_transaction()
+
     with pytest.raises(ConfigurationError, match="The database is not known yet"):
-        orm.database.atomic()
+        work()
+    with pytest.raises(ConfigurationError, match="The database is not known yet"), orm.database.atomic():
+        pass
+    make_app(orm, lambda app: app.config.update(PEEWEE_DATABASE=f"sqlite:///{tmp_path}/late.db"))
+    assert work()
+    orm.database.close()
 
 
 def test_unknown_keys_and_a_missing_database_are_refused(db, monkeypatch):
@@ -1007,6 +1018,16 @@ def test_an_exception_that_nobody_handles_rolls_back_whatever_its_status(models,
     assert answer.status_code == status
     assert handler is None or answer.text == "1 so far"
     assert rows(models) == stored
+
+
+def test_of_two_instances_on_one_database_the_one_that_began_hears_of_the_exception(models):
+    """The other one is asked first."""
+    app = atomic_app(
+        models, Peewee(models.Item._meta.database, transaction=True, rollback_on=[409]).init_app, rollback_on=[409]
+    )
+    answer = app.test_client().get("/raise")
+    assert answer.status_code == 500
+    assert rows(models) == 0
 
 
 def test_a_signal_of_what_somebody_has_handled_rolls_nothing_back(models):

@@ -671,6 +671,21 @@ def test_errors_answers_as_the_application_answers_http_exceptions(make_place, w
     database.close_all()
 
 
+def test_errors_asks_a_handler_that_is_an_object(sqlite):
+    """Starlette takes one, too."""
+
+    class Handler:
+        async def __call__(self, request, error):
+            return PlainTextResponse(f"mine: {error.status_code}", error.status_code)
+
+    item = make_item(sqlite)
+    orm = Peewee(sqlite, errors=True)
+    app = Starlette(routes=error_routes(sqlite, item), exception_handlers={HTTPException: Handler()})
+    orm.init_app(app)
+    with TestClient(app) as client:
+        assert client.get("/missing").text == "mine: 404"
+
+
 def test_errors_does_not_override_the_applications_own_handlers(sqlite):
     """Neither one for the class nor one for a class above it, registered after init_app."""
     item = make_item(sqlite)

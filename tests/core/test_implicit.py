@@ -241,6 +241,40 @@ def test_a_forked_child_leaves_the_transactions_of_its_parent_alone(tmp_path, ki
     assert (done.returncode, done.stderr) == (0, "")
 
 
+FORKED_ATOMIC = """
+import os, sys
+import peewee
+from peewee_frameworks import connection_scope
+from peewee_frameworks.pool import PooledSqliteDatabase
+db = PooledSqliteDatabase(sys.argv[1], max_connections=4)
+class Note(db.Model):
+    text = peewee.CharField()
+with connection_scope(db):
+    db.create_tables([Note])
+with connection_scope(db, transaction=True):
+    if sys.argv[2] == "looked at":
+        assert db.is_closed()
+    child = os.fork()
+    if child == 0:
+        Note.create(text="the child's")
+        assert not db.in_transaction()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    Note.create(text="the parent's")
+    assert db.in_transaction()
+with connection_scope(db):
+    assert [note.text for note in Note.select().order_by(Note.id)] == ["the child's", "the parent's"]
+"""
+
+
+@pytest.mark.parametrize("before", ["looked at", "not looked at"])
+def test_a_forked_child_begins_no_transaction_of_its_parents_request(tmp_path, before):
+    """Nobody would commit it there."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED_ATOMIC, str(tmp_path / "x.db"), before]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_scope_inside_leaves_the_implicit_connection_alone(lite):
     """The thread's own connection is there again after a scope."""
     conn = lite.connection()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import sqlite3
@@ -16,6 +17,7 @@ from peewee_frameworks import ConfigurationError, DatabaseUnavailable, connectio
 from peewee_frameworks.flask import Peewee
 from peewee_frameworks.guarded import Guarded, GuardedPool, GuardedProxy
 from peewee_frameworks.names import display_name
+from peewee_frameworks.runtime import Runtime
 from peewee_frameworks.scope import Scope
 from peewee_frameworks.state import State, install, unwrap
 from tests.core.conftest import make_note
@@ -242,7 +244,6 @@ def test_a_proxy_stands_for_the_database_behind_it(lite, lite_note):
     proxy = peewee.DatabaseProxy()
     with pytest.raises(ConfigurationError, match="not initialised"):
         install(proxy)
-    assert type(proxy) is peewee.DatabaseProxy
     decorated = proxy.atomic()(lambda: lite_note.create(text="decorated before"))
     proxy.initialize(lite)
     assert install(proxy) is lite._state
@@ -276,8 +277,11 @@ def test_a_proxy_may_be_given_another_database(make_sqlite):
         assert not one.in_transaction()
     proxy.initialize(None)
     for call in (proxy.atomic, proxy.transaction, proxy.savepoint, proxy.manual_commit, proxy.connection_context):
+        with pytest.raises(AttributeError, match="uninitialized"), call():
+            pass
+    for call in (proxy.atomic, proxy.transaction, proxy.manual_commit, proxy.connection_context):
         with pytest.raises(AttributeError, match="uninitialized"):
-            call()
+            call()(lambda: None)()
 
 
 def test_a_decorator_may_be_made_before_the_proxy_is_initialised(lite, lite_note):
@@ -292,6 +296,62 @@ def test_a_decorator_may_be_made_before_the_proxy_is_initialised(lite, lite_note
         work()
     proxy.initialize(lite)
     assert work() == 0
+
+
+@pytest.mark.parametrize("block", ["atomic", "transaction", "manual_commit", "connection_context"])
+@pytest.mark.parametrize("first", [True, False], ids=["initialised", "not initialised"])
+def test_a_function_that_a_proxys_block_decorates_runs_in_one_of_the_database_of_the_moment(make_sqlite, block, first):
+    """Decorators are made when a module is imported, and tests put their own database behind the proxy after that."""
+    one, two = make_sqlite("one"), make_sqlite("two")
+    proxy = peewee.DatabaseProxy()
+    Runtime(proxy)
+    if first:
+        proxy.initialize(one)
+        install(proxy)
+
+    @getattr(proxy, block)()
+    def work():
+        proxy.execute_sql("SELECT 1")
+        return [(database._state.closed, bool(database._state.transactions)) for database in (one, two)]
+
+    for database in (one, two):
+        proxy.initialize(database)
+        install(proxy)
+        expected = [(True, False), (True, False)]
+        expected[database is two] = (False, block != "connection_context")
+        assert work() == expected
+        database.close()
+
+
+@pytest.mark.parametrize("block", ["atomic", "transaction"])
+def test_a_proxy_that_is_not_initialised_knows_what_it_can_decorate(lite, lite_note, block):
+    """As the database behind it does: a coroutine function runs in the block to its end, a generator function is refused."""
+    proxy = peewee.DatabaseProxy()
+    Runtime(proxy)
+
+    @getattr(proxy, block)()
+    async def work():
+        lite_note.create(text="half")
+        raise LookupError
+
+    with pytest.raises(ConfigurationError, match="generator"):
+
+        @getattr(proxy, block)()
+        def rows():
+            yield
+
+    proxy.initialize(lite)
+    install(proxy)
+
+    async def main():
+        async with connection_scope(lite):
+            await work()
+
+    with pytest.raises(LookupError):
+        asyncio.run(main())
+    lite._state.runner.close()
+    with lite:
+        assert lite_note.select().count() == 0
 
 
 class FlaskDB:
