@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 
 import peewee
 import pytest
@@ -330,6 +331,36 @@ def test_run_refuses_what_is_asynchronous(db, models, play):
             for run_it in (db.run, Runtime(db).run):
                 with pytest.raises(ConfigurationError, match=r"is asynchronous.*`await \w+\(\.\.\.\)`"):
                     await run_it(function)
+
+    play(work)
+
+
+@pytest.mark.parametrize("scope", ["scope"], indirect=True)
+def test_a_generator_that_is_dropped_inside_a_block_is_no_error(db, models, play):
+    """The loop closes it, in a task of its own; as for a stream whose client has left."""
+    User, _ = models
+    told = []
+
+    async def rows(closed):
+        try:
+            async with db.atomic():
+                await User.acreate(name="half")
+                yield
+        finally:
+            closed.set()
+
+    async def work():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        async with connection_scope(db):
+            closed = asyncio.Event()
+            streams = [rows(closed)]
+            await asyncio.create_task(anext(streams[0]))
+            streams.clear()
+            gc.collect()
+            await asyncio.wait_for(closed.wait(), 10)
+        gc.collect()
+        assert told == []
+        assert await db.run(User.select().where(User.name == "half").count) == 0
 
     play(work)
 
