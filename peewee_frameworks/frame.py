@@ -5,6 +5,7 @@ A frame has one user at a time, and a transaction belongs to the code that inher
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import logging
@@ -20,7 +21,7 @@ from .errors import ConcurrentUse, ScopeEnded, ScopeError, TransactionLost
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
     from .scope import Scope
@@ -191,6 +192,8 @@ _handover = threading.Lock()
 # longer than it takes to change a few attributes.
 _HOUSEKEEPING_SECONDS = 0.001
 _HOUSEKEEPING_TRIES = 1000
+# For a COMMIT, and for a statement beside it in the body of the response: longer than either takes where nothing is wrong.
+_ENDING_SECONDS = 10.0
 
 
 class Frame:
@@ -217,11 +220,13 @@ class Frame:
         "conn",
         "ctx",
         "early_callbacks",
+        "ending",
         "final",
         "label",
         "left_open",
         "lineage",
         "on_release",
+        "patient",
         "pinned",
         "put_off_block",
         "request_transaction",
@@ -246,6 +251,8 @@ class Frame:
         self.early_callbacks: tuple[Callable[[], Any], ...] = ()
         self.request_transaction: Any = None
         self.left_open = False
+        self.patient = False  # whether the end of its transaction waits for a statement, which is no half of anything
+        self.ending = False  # whether its transaction is being ended: a statement that comes meanwhile waits
         self.on_release: Callable[[], None] | None = None
         self.undone = False  # whether a block was rolled back that something may have been started in
         self.wary = False  # whether `enter` must look closer: final, undone or put off, each set before this
@@ -338,10 +345,19 @@ class Frame:
         if self.final and not depth:
             self._drop_late()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody is inside a statement."""
+        return self._depth > 0
+
     def _wait_for_housekeeping(self) -> None:
         for _ in range(_HOUSEKEEPING_TRIES):
             if self.final:
                 raise self.ended()
+            if self.ending:
+                if self._acquire(True, _ENDING_SECONDS):
+                    return
+                break
             if self._depth:
                 break
             if self._acquire(True, _HOUSEKEEPING_SECONDS):
@@ -471,7 +487,7 @@ class Frame:
             return
         failed = self._failed() if error is None and transaction_has_failed(self.conn) else None
         reason = failed or error
-        with self.state.bound(self):
+        with self.state.bound(self), self._kept_for_its_end():
             try:
                 transaction.__exit__(type(reason) if reason else None, reason, None)
             except ConcurrentUse:
@@ -480,6 +496,22 @@ class Frame:
                     raise
         if failed is not None:
             raise failed
+
+    @contextlib.contextmanager
+    def _kept_for_its_end(self) -> Iterator[None]:
+        """Have statements that come now wait until the transaction has ended; wait for one that is under way if that may be."""
+        # An asynchronous frame has turns. Where it is not to be had, the end is refused, or there is nothing but housekeeping.
+        if self.state.is_async or not (self._acquire(True, _ENDING_SECONDS) if self.patient else self._acquire(False)):
+            yield
+            return
+        self.ending = True
+        try:
+            yield
+        finally:
+            self.ending = False
+            self._release()
+            if self.final:
+                self._end()  # `finish` may have found the lock taken by us
 
     def _failed(self) -> peewee.InternalError:
         return peewee.InternalError(
@@ -725,7 +757,6 @@ class NoRecord:
     final = False
     lineage: Lineage | None = None
     atomic = False
-    put_off_block = None
 
     @property
     def ctx(self) -> list[Any]:

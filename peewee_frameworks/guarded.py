@@ -266,11 +266,16 @@ class Atomic(_Block, peewee._atomic):
     _transaction_args: Any
 
     def __enter__(self) -> Any:
-        _join_request(self.db)
-        args, kwargs = self._transaction_args
-        block = peewee._atomic(self.db, *args, **kwargs)  # which of the two it is belongs to this entry alone
-        result = block.__enter__()
-        self._note(_Entry(self.db._state.frame(), block=block))
+        guard = self.db._state.frame()
+        guard.enter()  # now: which of the two it is depends on what ends the request's transaction, or rolls back a block
+        try:
+            _join_request(self.db)
+            args, kwargs = self._transaction_args
+            block = peewee._atomic(self.db, *args, **kwargs)  # which of the two it is belongs to this entry alone
+            result = block.__enter__()
+            self._note(_Entry(self.db._state.frame(), block=block))
+        finally:
+            guard.leave()
         return result
 
     def __exit__(self, *exc_info: object) -> Any:
@@ -296,9 +301,6 @@ class ConnectionContext(_Block, peewee.ConnectionContext):
 def _join_request(database: Any) -> None:
     """Begin the transaction of an atomic request, if nothing has: a block inside it must not believe itself the outermost."""
     frame = database._state.frame()
-    if frame.put_off_block is not None:
-        frame.enter()  # rolls it back
-        frame.leave()
     if frame.atomic and frame.conn is None and database.autoconnect:
         database.connect()
 

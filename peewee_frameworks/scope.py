@@ -99,6 +99,8 @@ class Scope(Frames):
     """The scope around, if any."""
     failed: BaseException | None = None
     """What has left the application, for whoever answers it around."""
+    answering = False
+    """Whether the application has begun to answer, and what is under way when it is complete is the answer's body."""
     _on_release: Callable[[], None] | None = None
     _token: contextvars.Token[Frames | None] | None = None
 
@@ -278,7 +280,10 @@ class Scope(Frames):
     def frames_to_end(self, error: BaseException | None, by: object) -> list[Frame]:
         """Return the frames whose transactions `complete` has to end; what connects from now on begins none."""
         if not self._is_outlived(error, by):
-            return self.atomic_frames(by, forget=True)
+            frames = self.atomic_frames(by, forget=True)
+            for frame in frames:
+                frame.patient = self.answering and error is None
+            return frames
         # A thread whose caller was cancelled or timed out goes on. After a ROLLBACK its rest would be committed, statement by
         # statement, and so would all of it, if it has not connected yet. So the transaction stays open, or begins yet, and
         # `finish` rolls back all of it.
@@ -311,13 +316,24 @@ class Scope(Frames):
 
     def refusal_to_commit(self, by: object = None) -> ConcurrentUse | None:
         """Return the error for a COMMIT that would keep half of a call of `orm.run`, which goes on in here; else None."""
-        if not self._has_call(by):
+        if self.answering or not self._has_call(by):
             return None
         return ConcurrentUse(
             f"{self.label} cannot commit: a call of orm.run goes on in its transaction, and what that has done so far would be "
             "committed without the rest. Await the call, also one that was cancelled or timed out, before the response "
             "starts, or open `connection_scope(db)` inside it; everything is rolled back."
         )
+
+    def note_answer(self) -> None:
+        """Note that the application answers now, though a middleware around it has not passed that on yet.
+
+        What is queried from now on is the body's, which goes on beside the COMMIT: that waits for it, and it for that. But
+        where something is under way already, it was given up by the application, and is half of something.
+        """
+        chain = list((current_scope() or self).chain)
+        in_use = any(frame.in_use for scope in chain for frame in list(scope.frames.values()))
+        if not in_use and not any(getattr(scope.slot, "busy", False) for scope in chain):
+            self.answering = True
 
     def connect(self, states: Iterable[State] | None = None) -> None:
         """Connect every database now (``connect="eager"``), and keep nested ``with db`` blocks from closing it.

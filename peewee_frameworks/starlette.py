@@ -23,13 +23,14 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse
 
 from . import waiting
-from .asgi import CommitFailed, LifespanMiddleware, RequestMiddleware, ScopeMiddleware, send_after_rollback
+from .asgi import SCOPE_KEY, CommitFailed, LifespanMiddleware, RequestMiddleware, ScopeMiddleware, send_after_rollback
 from .errors import ConfigurationError
 from .extension import Extension
 from .http import HANDLED, answer_to
@@ -145,6 +146,7 @@ class Peewee(Extension):
         self._configure()
         if other is None and isinstance(app, RequestMiddleware) and app.runtime is self.runtime:
             return app  # `middleware()` stands first already: one is enough
+        _watch_answers(app, self.runtime)
         return RequestMiddleware(app, self.runtime, Request, self._names, other)
 
     def _serve_all(self, app: ASGIApp) -> RequestMiddleware:
@@ -287,6 +289,41 @@ class _Outermost(RequestMiddleware, ServerErrorMiddleware):
         except Exception as raised:
             if raised is not error:
                 raise
+
+
+class _Answering:
+    """Right inside of a `BaseHTTPMiddleware`, which runs the application in a task of its own: tells when that answers.
+
+    By the time in which the middleware has passed the beginning of the response on, the body is being made beside it.
+    """
+
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self.app = app
+        self.runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = self.runtime.find(scope.get(SCOPE_KEY)) if scope["type"] == "http" else None
+        if work is None:
+            await self.app(scope, receive, send)
+            return
+
+        async def send_and_note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                work.note_answer()
+            await send(message)
+
+        await self.app(scope, receive, send_and_note)
+
+
+def _watch_answers(app: Any, runtime: Runtime) -> None:
+    """Put `_Answering` into the innermost `BaseHTTPMiddleware` of a stack, if there is one."""
+    innermost = None
+    while app is not None:
+        if isinstance(app, BaseHTTPMiddleware):
+            innermost = app
+        app = getattr(app, "app", None)
+    if innermost is not None and not isinstance(innermost.app, _Answering):
+        innermost.app = _Answering(innermost.app, runtime)
 
 
 def _failing(error: Exception, started: bool) -> ASGIApp:

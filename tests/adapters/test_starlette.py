@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -1310,6 +1311,99 @@ def test_a_mounted_application_that_starts_and_fails_below_buffering_middleware_
         orm.init_app(app)
     with pytest.raises(LookupError, match="mine"):
         TestClient(app).get("/")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"])
+@pytest.mark.parametrize("way", ["sync", "orm.run"])
+@pytest.mark.parametrize("installed", ["init_app", "lists"])
+async def test_the_commit_and_a_body_beside_it_wait_for_each_other(make_place, kind, way, installed):
+    """`BaseHTTPMiddleware` passes the beginning of the response on while the body is being made in a task of its own."""
+    database = make_place(kind).make_database()
+    item = make_item(database)
+    orm = Peewee(database, transaction=True)
+
+    class Passing(BaseHTTPMiddleware):
+        async def dispatch(self, request, call_next):
+            return await call_next(request)
+
+    def sync(request):
+        item.create(name=uuid.uuid4().hex)
+
+        def body():
+            for _ in range(3):
+                yield str(item.select().count())
+            item.create(name=uuid.uuid4().hex)
+
+        return StreamingResponse(body())
+
+    async def run(request):
+        await orm.run(item.create, name=uuid.uuid4().hex)
+
+        async def body():
+            for _ in range(3):
+                yield str(await orm.run(item.select().count))
+            await orm.run(item.create, name=uuid.uuid4().hex)
+
+        return StreamingResponse(body())
+
+    routes = [Route("/", sync if way == "sync" else run)]
+    if installed == "init_app":
+        app = Starlette(routes=routes, middleware=[Middleware(Passing), Middleware(Passing)])
+        orm.init_app(app)
+    else:
+        app = Starlette(routes=routes, middleware=[orm.middleware(), Middleware(Passing)], lifespan=orm.lifespan())
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as client:
+        for number in range(10):
+            answer = await client.get("/")
+            assert (answer.status_code, answer.text) == (200, str(2 * number + 1) * 3)
+    assert everything_is_back(orm, database)
+    with database:
+        assert item.select().count() == 20
+    orm.runtime.stop()
+    database.close_all()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["mysql", "postgres"])
+async def test_a_statement_that_was_given_up_is_not_taken_for_one_of_the_body(make_place, kind):
+    """The endpoint has answered though its thread was inside a statement: what it does is half of something."""
+    database = make_place(kind).make_database()
+    item = make_item(database)
+    orm = Peewee(database, transaction=True)
+    inside, go_on, tasks = threading.Event(), threading.Event(), []
+
+    class Passing(BaseHTTPMiddleware):
+        async def dispatch(self, request, call_next):
+            return await call_next(request)
+
+    def slow():
+        item.create(name="half")
+        frame = database._state.frame()
+        frame.enter()  # as a statement does
+        try:
+            inside.set()
+            assert go_on.wait(10)
+        finally:
+            frame.leave()
+
+    async def answer(request):
+        tasks.append(asyncio.ensure_future(asyncio.to_thread(slow)))
+        await asyncio.to_thread(inside.wait, 10)
+        return PlainTextResponse("done")
+
+    app = Starlette(routes=[Route("/", answer)], middleware=[Middleware(Passing)])
+    orm.init_app(app)
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await client.get("/")).status_code == 500
+    go_on.set()
+    await asyncio.wait(tasks)
+    assert everything_is_back(orm, database)
+    with database:
+        assert item.select().count() == 0
+    orm.runtime.stop()
+    database.close_all()
 
 
 @pytest.mark.anyio
