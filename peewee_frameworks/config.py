@@ -161,7 +161,6 @@ class OptionKeywords(PolicyKeywords, total=False):
     query_budget: int | None
 
 
-_OF_FILES = ("sqlite", "sqliteext", "csqliteext", "apsw", "sqlcipher", "cysqlite")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _NAMES = tuple(option.name for option in fields(Options))
 _KEYS = {PREFIX + "DATABASE": "database", **{PREFIX + name.upper(): name for name in _NAMES}}
@@ -356,7 +355,7 @@ def split_url(url: str) -> SplitResult:
         parts = None
     if parts is not None and parts.netloc and "@" in parts.path:
         parts = None
-    if parts is not None and parts.netloc and parts.scheme.partition("+")[0] in _OF_FILES:
+    if parts is not None and parts.netloc and parts.scheme.partition("+")[0] == "sqlite":
         raise ConfigurationError(
             f"The database URL {safe_url(url)} names a host, and no file: write {safe_url(url).replace('://', ':///')}, with "
             "four slashes if the file's path is absolute."

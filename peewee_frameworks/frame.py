@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import functools
 import logging
+import os
 import sys
 import threading
 import weakref
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import peewee
 
-from .drivers import transaction_has_failed, transaction_is_open, unread_cursors
+from .drivers import is_broken_off, transaction_has_failed, transaction_is_open, unread_cursors
 from .errors import ConcurrentUse, ScopeEnded, ScopeError, TransactionLost
 
 if TYPE_CHECKING:
@@ -188,6 +189,15 @@ _PRUNE_CURSORS_AT = 16
 # Held where a request's transaction begins and where it ends, for moments: each may come amid the other, on another thread.
 _handover = threading.Lock()
 
+
+def _after_fork() -> None:
+    global _handover  # noqa: PLW0603 - a thread that is not there in the child may hold it
+    _handover = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
 # Only `finish`, `release_early`, `_drop_late` and the guard's `_replace_broken` hold the lock without being a user, and for no
 # longer than it takes to change a few attributes.
 _HOUSEKEEPING_SECONDS = 0.001
@@ -308,7 +318,7 @@ class Frame:
             if self.put_off_block is not None and not self.final:
                 try:
                     self._roll_back_put_off()
-                except BaseException:
+                except BaseException:  # of a hook on statements, or a killed greenlet
                     self._release()
                     raise
             refusal = None if self.final else self._refusal()
@@ -327,16 +337,37 @@ class Frame:
         self.put_off_block = block
         self.wary = True
 
+    def settle(self) -> None:
+        """Roll back a block that was put off, before something that is no statement depends on it."""
+        if self.put_off_block is not None:
+            self.enter()
+            self.leave()
+
     def _roll_back_put_off(self) -> None:
         block, self.put_off_block = self.put_off_block, None
+        lineage = current_lineage.set(None)  # whoever comes next may come from that very block
         self._depth += 1
         try:
-            block.rollback(False)
-            # Only now: with an error it stays on the stack, and the end of the scope rolls back.
-            if block in self.transactions:
-                self.transactions.remove(block)
+            with self.state.bound(self):  # and may run in a scope inside this one
+                if block in self.transactions:
+                    self.transactions.remove(block)
+                    self.commit_callbacks.clear()
+                    self.state.database.rollback()
+                else:
+                    block.rollback(False)
+            broken = is_broken_off(self.conn)
+        except Exception:
+            logger.debug("%s: a ROLLBACK has failed; its connection is closed.", self.state.name, exc_info=True)
+            broken = True
         finally:
             self._depth -= 1
+            current_lineage.reset(lineage)
+        if broken and self.conn is not None:  # what is open on it ends with it
+            if self.has_blocks:  # which go on with this connection or none
+                with contextlib.suppress(Exception):  # the driver may have closed it already
+                    self.conn.close()
+            else:
+                self.state.drop(self._detach())
 
     def leave(self) -> None:
         """End what `enter` began; the last user after the scope's end drops the connection."""
@@ -456,7 +487,8 @@ class Frame:
     @property
     def has_request_transaction(self) -> bool:
         """Whether there is anything to commit or roll back at the end of an atomic request, and be it a callback."""
-        return self.request_transaction is not None or bool(self.early_callbacks)
+        begins = self.atomic and self.in_use
+        return self.request_transaction is not None or begins or bool(self.early_callbacks)
 
     def end_request_transaction(self, error: BaseException | None = None) -> None:
         """Commit the atomic request, or roll it back because of `error`; nothing if it never connected.
@@ -465,8 +497,12 @@ class Frame:
             back instead; `ScopeError` if a block inside it is still open.
         """
         with _handover:
-            self.atomic = False
             transaction, self.request_transaction = self.request_transaction, None
+            if transaction is None and error is not None and self.atomic and self.in_use:
+                # It begins now. What goes on in it is half of what has failed: `finish` rolls back all of it.
+                self.left_open = True
+                return
+            self.atomic = False
         if transaction is None or self.conn is None:
             early, self.early_callbacks = self.early_callbacks, ()
             if error is None and transaction is None:  # nothing was written, and so all of it is committed

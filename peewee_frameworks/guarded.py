@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,6 +68,7 @@ class _Block:
 
     db: Any
     _entries: list[_Entry] | None = None
+    _name = ""
     _anew: Callable[[], Any] | None = None
     """What makes a block for each call of the function that it decorates, where not Peewee does."""
 
@@ -78,7 +80,7 @@ class _Block:
 
         Raises: `ConfigurationError` for a generator function, whose body runs after the call has returned.
         """
-        refuse_generators(function, type(self).__name__.lstrip("_").lower())
+        refuse_generators(function, self._name or type(self).__name__.lower())
         if not inspect.iscoroutinefunction(function):
             return super().__call__(function)  # type: ignore[misc]
 
@@ -227,14 +229,20 @@ class Transaction(_Marked, peewee._transaction):
                 self.db._replace_broken()
 
 
+_numbers = itertools.count(1)
+
+
 class Savepoint(_Marked, peewee._savepoint):
     """Peewee's savepoint block."""
 
     acommit = Transaction.acommit
     arollback = Transaction.arollback
 
+    _number = 0
+
     def _note(self, entry: _Entry) -> None:
         super()._note(entry)
+        self._number = next(_numbers)
         entry.frame.savepoints.append(self)
 
     def _pick(self) -> _Entry | None:
@@ -244,7 +252,9 @@ class Savepoint(_Marked, peewee._savepoint):
         return entry
 
     def _could_not_end(self, frame: Frame, mark: Lineage | None) -> None:
-        if mark is not None and not frame.state.is_async and not isinstance(frame.put_off_block, Transaction):
+        outer = frame.put_off_block  # what is rolled back takes what is inside with it
+        inside = isinstance(outer, Transaction) or (isinstance(outer, Savepoint) and outer._number < self._number)
+        if mark is not None and not frame.state.is_async and not inside:
             frame.put_off(self)
 
     def rollback(self, begin: bool = True) -> None:
@@ -287,6 +297,8 @@ class Manual(_Block, peewee._manual):
     """Peewee's manual-commit block; connects first, since a connect would forget that the block is open."""
 
     def __enter__(self) -> Any:
+        if isinstance(frame := self.db._state.frame(), Frame):
+            frame.settle()
         if self.db.is_closed():
             if not self.db.autoconnect:
                 raise peewee.InterfaceError("Error, database connection not opened.")
@@ -408,6 +420,8 @@ class Guarded:
 
     def after_commit(self, fn: Callable[[], Any]) -> Any:
         frame = self._state.frame()
+        if isinstance(frame, Frame) and not self._state.is_async:
+            frame.settle()
         if frame.atomic and frame.conn is None and not inspect.iscoroutinefunction(fn):
             frame.early_callbacks += (fn,)  # the transaction begins with the first query; Peewee would call it now
             return fn
@@ -669,6 +683,33 @@ class GuardedPool(Guarded):
         return is_clean(conn) or bool(super()._can_reuse(conn))  # type: ignore[misc]
 
 
+class _Premade(_Block, peewee._callable_context_manager):
+    """A block of a database that is yet to come; it is looked for where it is entered."""
+
+    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+        self._name = name
+        self._anew = make
+        self._open: list[Any] = []
+
+    def __enter__(self) -> Any:
+        block = self._build_ctx()
+        result = block.__enter__()
+        self._open.append(block)
+        return result
+
+    def __exit__(self, *exc_info: object) -> Any:
+        return self._open.pop().__exit__(*exc_info)
+
+    async def __aenter__(self) -> Any:
+        block = self._build_ctx()
+        result = await block.__aenter__()
+        self._open.append(block)
+        return result
+
+    async def __aexit__(self, *exc_info: object) -> Any:
+        return await self._open.pop().__aexit__(*exc_info)
+
+
 class GuardedProxy(peewee.DatabaseProxy):
     """A `DatabaseProxy` whose blocks are those of the database behind it.
 
@@ -680,27 +721,29 @@ class GuardedProxy(peewee.DatabaseProxy):
     __setattr__ = object.__setattr__  # type: ignore[assignment]
 
     def atomic(self, *args: Any, **kwargs: Any) -> Any:
-        return self._block("atomic", Atomic, *args, **kwargs)
+        return self._block("atomic", *args, **kwargs)
 
     def transaction(self, *args: Any, **kwargs: Any) -> Any:
-        return self._block("transaction", Transaction, *args, **kwargs)
+        return self._block("transaction", *args, **kwargs)
 
     def savepoint(self) -> Any:
         return self._real().savepoint()
 
     def manual_commit(self) -> Any:
-        return self._block("manual_commit", Manual)
+        return self._block("manual_commit")
 
     def connection_context(self) -> Any:
-        return self._block("connection_context", ConnectionContext)
+        return self._block("connection_context")
 
-    def _block(self, name: str, kind: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _block(self, name: str, *args: Any, **kwargs: Any) -> Any:
         def make() -> Any:
             return getattr(self._real(), name)(*args, **kwargs)
 
-        # A decorator is often made before the database is there.
-        block = kind(self, *args, **kwargs) if self.obj is None else make()
-        block._anew = make
+        if self.obj is None:  # decorators are often made before the database is there
+            return _Premade(name, make)
+        block = make()
+        if isinstance(block, _Block):  # not one of a database in which nothing is installed yet
+            block._anew = make
         return block
 
     def _real(self) -> Any:

@@ -510,7 +510,7 @@ def install(database: Any) -> State:
 
 def guard_proxy(proxy: Any) -> None:
     """Have the blocks of a `DatabaseProxy` be those of the database behind it; for whatever else, do nothing."""
-    if isinstance(proxy, peewee.DatabaseProxy) and not isinstance(proxy, GuardedProxy):
+    if type(proxy) is peewee.DatabaseProxy:  # one of somebody else's has a layout of its own
         object.__setattr__(proxy, "__class__", GuardedProxy)
 
 

@@ -221,6 +221,11 @@ class AsyncFrame(Frame):
 
     # -- giving the connection back -----------------------------------------------------------------------------------
 
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody has the turn."""
+        return self._user is not None
+
     def _is_in_use(self) -> bool:
         return bool(
             self._user is not None or self.transactions or self.savepoints or self.stream is not None or self.has_blocks

@@ -81,6 +81,10 @@ def check_guard(guard: Any, otherwise: str = "") -> None:
     remedy = f"Give a function of the request that says who may see more{otherwise}."
     if not callable(guard):
         raise ConfigurationError(f"guard={name} is not a function. {remedy}")
+    if inspect.isgeneratorfunction(guard) or inspect.isasyncgenfunction(guard):
+        raise ConfigurationError(
+            f"guard={name} is a generator function: called, it runs nothing, and would let everybody in. {remedy}"
+        )
     try:
         signature = inspect.signature(guard)
     except (TypeError, ValueError):  # not written in Python: nobody knows

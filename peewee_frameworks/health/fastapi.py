@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from fastapi import APIRouter, Depends, Security, params
 from starlette.requests import HTTPConnection, Request
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from .starlette import Endpoint, Guard
 
-_OF_DEPENDENCIES = (params.Depends, params.Param, params.Body)
 _NOT_VERBOSE = (
     b'{"detail": "With Depends(...) as the guard, ?verbose tells nobody anything: ask /status, which tells the same."}'
 )
@@ -54,15 +54,11 @@ def _refuse_dependency(guard: Any) -> None:
         parameters = [*_signature(guard).parameters.values()]
     except (TypeError, ValueError):  # not written in Python: nobody knows
         return
-    first = parameters[0].annotation
-    given = isinstance(first, type) and first is not inspect.Parameter.empty
-    is_request = not given or issubclass(Request, first) or issubclass(first, HTTPConnection)
-    parts = [
-        part
-        for parameter in parameters
-        for part in (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
-    ]
-    if guard in (Depends, Security) or not is_request or any(isinstance(part, _OF_DEPENDENCIES) for part in parts):
+    if (
+        guard in (Depends, Security)
+        or not _may_be_request(parameters[0].annotation)
+        or any(_is_injected(parameter) for parameter in parameters)
+    ):
         name = getattr(guard, "__qualname__", None) or repr(guard)
         raise ConfigurationError(
             f"guard={name} is a dependency, and a function of the request is called with that alone: write "
@@ -73,8 +69,32 @@ def _refuse_dependency(guard: Any) -> None:
 def _signature(function: Any) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
-    except NameError:  # annotated with what only type checkers import
+    except (NameError, AttributeError, SyntaxError, TypeError):  # annotated with what only type checkers import
         return inspect.signature(function)
+
+
+def _may_be_request(annotation: Any) -> bool:
+    """Return whether what is annotated so may be given the request; where nobody knows, it may."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _may_be_request(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return any(_may_be_request(each) for each in get_args(annotation))
+    if annotation in (inspect.Parameter.empty, Any) or not isinstance(annotation, type):
+        return origin is None
+    try:
+        return issubclass(Request, annotation) or issubclass(annotation, HTTPConnection)
+    except TypeError:  # a protocol
+        return True
+
+
+def _is_injected(parameter: inspect.Parameter) -> bool:
+    """Return whether FastAPI would give this parameter its value."""
+    annotation = parameter.annotation
+    if isinstance(annotation, str):  # that could not be evaluated
+        return "Depends(" in annotation or "Security(" in annotation
+    parts = (parameter.default, *getattr(annotation, "__metadata__", ()))
+    return any(isinstance(part, (params.Depends, params.Param, params.Body)) for part in parts)
 
 
 def _guarded(health: Health, name: str, guard: params.Depends) -> Endpoint:

@@ -698,7 +698,7 @@ def test_a_request_that_ends_while_its_thread_is_inside_a_statement_leaves_it_th
 
 
 @pytest.mark.parametrize("error", [None, ValueError("a deadline")])
-def test_a_request_that_ends_while_its_transaction_begins_leaves_no_transaction(db, note, monkeypatch, error):
+def test_a_request_that_ends_while_its_transaction_begins_stores_all_or_nothing(db, note, monkeypatch, error):
     """What its thread does from then on is stored statement by statement, as whatever comes after the response's begin."""
     gate, begin = Gate(), db.begin
     called = []
@@ -720,11 +720,11 @@ def test_a_request_that_ends_while_its_transaction_begins_leaves_no_transaction(
     gate.wait()
     scope.complete(error)
     gate.open()
-    assert late.result(DEADLINE) is False
+    assert late.result(DEADLINE) is (error is not None)  # then all of it is rolled back at the end
     scope.finish()
     scope.exit()
     with connection_scope(db):
-        assert [each.text for each in note.select().order_by(note.id)] == ["one", "two"]
+        assert [each.text for each in note.select().order_by(note.id)] == ([] if error else ["one", "two"])
     assert called == ([] if error else ["early"])
 
 
@@ -766,9 +766,113 @@ def test_a_child_of_a_block_that_could_not_end_is_told_that_it_was_rolled_back(p
         assert busy.late.result(DEADLINE) == 1
         with pytest.raises(TransactionLost, match="was rolled back meanwhile"):
             context.run(note.create, text="half")
+        assert db.transaction_depth() == 0
+        with pytest.raises(LookupError), db.atomic():
+            note.create(text="undone")
+            raise LookupError
         note.create(text="kept")
     with connection_scope(db):
         assert [each.text for each in note.select()] == ["kept"]
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"])
+def test_a_scope_inside_does_not_lose_its_transaction_for_a_block_of_the_one_around(place, db, note):
+    """A cursor belongs to the scope that made it, wherever it is read."""
+    with connection_scope(db):
+        note.create(text="first")
+        with pytest.raises(ConcurrentUse), db.atomic():
+            note.create(text="lost")
+            busy = Busy(place, db)
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1
+        frame = db._state.frame()
+        with connection_scope(db), db.atomic():
+            note.create(text="kept")
+            frame.enter()
+            frame.leave()
+        assert not db.in_transaction()
+    with connection_scope(db):
+        assert [each.text for each in note.select().order_by(note.id)] == ["first", "kept"]
+
+
+@SERVERS
+def test_a_block_that_could_not_end_and_whose_rollback_fails_costs_its_connection(place, db, note):
+    """Nobody knows what is open on it; what follows has another one, and is kept."""
+    with connection_scope(db):
+        with pytest.raises(ConcurrentUse), db.atomic():
+            note.create(text="lost")
+            busy = Busy(place, db)
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1
+        place.kill_sessions()
+        note.create(text="kept")
+        with db.atomic():
+            note.create(text="kept, too")
+    with connection_scope(db):
+        assert [each.text for each in note.select().order_by(note.id)] == ["kept", "kept, too"]
+    eventually(lambda: in_use(db) == 0)
+
+
+@SERVERS
+def test_a_block_that_could_not_end_and_whose_rollback_fails_ends_the_connection_of_a_block_around(place, db, note):
+    """What follows in the `connection_context` is an error, as after any connection that is lost there."""
+    with connection_scope(db):
+        with db.connection_context():
+            with pytest.raises(ConcurrentUse), db.atomic():
+                note.create(text="lost")
+                busy = Busy(place, db)
+            busy.open()
+            assert busy.late.result(DEADLINE) == 1
+            place.kill_sessions()
+            with pytest.raises((peewee.OperationalError, peewee.InterfaceError)):
+                note.create(text="?")
+            with pytest.raises((peewee.OperationalError, peewee.InterfaceError)):
+                note.create(text="?")
+        note.create(text="kept")
+    with connection_scope(db):
+        assert [each.text for each in note.select()] == ["kept"]
+    eventually(lambda: in_use(db) == 0)
+
+
+@SERVERS
+def test_savepoints_that_could_not_end_in_any_order_are_rolled_back_from_the_outermost(place, db, note):
+    """The inner one, which ends last, is no reason to keep half of the outer one."""
+    with connection_scope(db), db.atomic():
+        note.create(text="kept")
+        outer, inner = db.savepoint(), db.savepoint()
+        outer.__enter__()
+        note.create(text="half")
+        inner.__enter__()
+        busy = Busy(place, db)
+        for block in (outer, inner):
+            with pytest.raises(ConcurrentUse):
+                block.__exit__(None, None, None)
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1
+    with connection_scope(db):
+        assert [each.text for each in note.select()] == ["kept"]
+
+
+@SERVERS
+@pytest.mark.parametrize("what", ["manual_commit", "after_commit"])
+def test_what_is_no_statement_finds_no_block_that_is_over(place, db, note, what):
+    called = []
+    with connection_scope(db):
+        with pytest.raises(ConcurrentUse), db.atomic():
+            note.create(text="lost")
+            busy = Busy(place, db)
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1
+        if what == "after_commit":
+            db.after_commit(lambda: called.append("now"))
+            assert called == ["now"]
+        else:
+            with db.manual_commit():
+                db.begin()
+                note.create(text="kept")
+                db.commit()
+    with connection_scope(db):
+        assert note.select().count() == (what == "manual_commit")
 
 
 @SERVERS
@@ -784,23 +888,6 @@ def test_a_savepoint_that_could_not_end_is_not_committed_with_the_transaction_ar
         note.create(text="kept, too")
     with connection_scope(db):
         assert [each.text for each in note.select().order_by(note.id)] == ["kept", "kept, too"]
-
-
-@SERVERS
-def test_a_block_that_could_not_end_on_a_connection_that_was_lost_since_is_over(place, db, note):
-    """Its ROLLBACK fails, once; the next statement connects anew."""
-    with connection_scope(db):
-        with pytest.raises(ConcurrentUse), db.atomic():
-            note.create(text="lost")
-            busy = Busy(place, db)
-        busy.open()
-        assert busy.late.result(DEADLINE) == 1
-        place.kill_sessions()
-        with contextlib.suppress(peewee.OperationalError, peewee.InterfaceError):
-            note.create(text="?")
-    with connection_scope(db):
-        assert note.select().count() == 0
-    eventually(lambda: in_use(db) == 0)
 
 
 @SERVERS

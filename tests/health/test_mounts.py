@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import pytest
 from fastapi import Depends, FastAPI, Header, Request
@@ -315,7 +315,21 @@ def by_query(token: str) -> str:
     return token
 
 
-@pytest.mark.parametrize("guard", [by_token, by_default, by_header, by_query, Depends])
+def by_optional(token: str | None = None) -> str | None:
+    return token
+
+
+def by_list(token: list[str]) -> bool:
+    return bool(token)
+
+
+def by_unknown(user: "Annotated[Absent, Depends(by_token)]") -> bool:  # noqa: F821 - as if for type checkers only
+    return bool(user)
+
+
+@pytest.mark.parametrize(
+    "guard", [by_token, by_default, by_header, by_query, by_optional, by_list, by_unknown, Depends]
+)
 def test_a_dependency_without_depends_is_no_guard_that_lets_everybody_in(database, guard):
     """Called with the request in the place of its token, it would find one."""
     with pytest.raises(ConfigurationError, match=rf"write guard=Depends\({guard.__name__}\)"):
@@ -332,8 +346,54 @@ def test_a_guard_may_be_annotated_with_the_request(database):
     def of_some_request(request: "Absent") -> bool:  # noqa: F821 - as if for type checkers only
         return bool(request)
 
-    for guard in (of_request, of_connection, of_some_request, lambda request: True):
+    def of_anything(request: Any) -> bool:
+        return bool(request)
+
+    def of_all(*args: Any, **kwargs: Any) -> bool:
+        return bool(args or kwargs)
+
+    class HasHeaders(Protocol):
+        headers: Any
+
+    def of_protocol(request: HasHeaders) -> bool:
+        return bool(request.headers)
+
+    def of_maybe(request: Request | None) -> bool:
+        return bool(request)
+
+    def of_annotated(request: Annotated[Request, "the request"]) -> bool:
+        return bool(request)
+
+    def of_nonsense(request: "no expression") -> bool:  # noqa: F722 - as an old annotation may be
+        return bool(request)
+
+    for guard in (
+        of_request,
+        of_connection,
+        of_some_request,
+        of_anything,
+        of_all,
+        of_protocol,
+        of_maybe,
+        of_annotated,
+        of_nonsense,
+        lambda request: True,
+    ):
         fastapi.Peewee(database).router(guard=guard)
+
+
+@pytest.mark.parametrize("framework", ["flask", "sanic", "fastapi", "starlette"])
+def test_a_generator_is_no_guard_that_lets_everybody_in(database, framework):
+    def guard(request):
+        if request is None:
+            raise LookupError
+        yield
+
+    module = {"flask": flask, "sanic": sanic, "fastapi": fastapi, "starlette": starlette}[framework]
+    orm = module.Peewee(database)
+    mount = {"fastapi": "router", "starlette": "app"}.get(framework, "blueprint")
+    with pytest.raises(ConfigurationError, match=r"guard=.*guard is a generator function"):
+        getattr(orm, mount)(guard=guard)
 
 
 def test_a_guard_may_be_any_callable_of_the_request(database):
