@@ -363,7 +363,7 @@ class Frame:
             self._depth -= 1
             current_lineage.reset(lineage)
         if broken and self.conn is not None:  # what is open on it ends with it
-            if self.has_blocks:  # which go on with this connection or none
+            if self.transactions or self.savepoints or self.has_blocks:  # which go on with this connection or none
                 with contextlib.suppress(Exception):  # the driver may have closed it already
                     self.conn.close()
             else:

@@ -835,6 +835,27 @@ def test_a_block_that_could_not_end_and_whose_rollback_fails_ends_the_connection
 
 
 @SERVERS
+def test_a_savepoint_that_could_not_end_and_whose_rollback_fails_ends_the_transaction_around_it(place, db, note):
+    """It is gone with its connection: the rest of the block must not be stored by itself."""
+    with connection_scope(db):
+        with pytest.raises((peewee.OperationalError, peewee.InterfaceError)), db.atomic():
+            note.create(text="lost")
+            with pytest.raises(ConcurrentUse), db.atomic():
+                note.create(text="lost, too")
+                busy = Busy(place, db)
+            busy.open()
+            assert busy.late.result(DEADLINE) == 1
+            place.kill_sessions()
+            with pytest.raises((peewee.OperationalError, peewee.InterfaceError)):
+                note.create(text="?")
+            note.create(text="??")
+        note.create(text="kept")
+    with connection_scope(db):
+        assert [each.text for each in note.select()] == ["kept"]
+    eventually(lambda: in_use(db) == 0)
+
+
+@SERVERS
 def test_savepoints_that_could_not_end_in_any_order_are_rolled_back_from_the_outermost(place, db, note):
     """The inner one, which ends last, is no reason to keep half of the outer one."""
     with connection_scope(db), db.atomic():
