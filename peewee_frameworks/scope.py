@@ -333,7 +333,8 @@ class Scope(Frames):
         chain = list((current_scope() or self).chain)
         in_use = any(frame.in_use for scope in chain for frame in list(scope.frames.values()))
         if not in_use and not any(getattr(scope.slot, "busy", False) for scope in chain):
-            self.answering = True
+            for scope in self.chain:  # of several applications, or adapters
+                scope.answering = True
 
     def connect(self, states: Iterable[State] | None = None) -> None:
         """Connect every database now (``connect="eager"``), and keep nested ``with db`` blocks from closing it.

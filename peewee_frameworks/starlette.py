@@ -146,7 +146,7 @@ class Peewee(Extension):
         self._configure()
         if other is None and isinstance(app, RequestMiddleware) and app.runtime is self.runtime:
             return app  # `middleware()` stands first already: one is enough
-        _watch_answers(app, self.runtime)
+        _watch_answers(app)
         return RequestMiddleware(app, self.runtime, Request, self._names, other)
 
     def _serve_all(self, app: ASGIApp) -> RequestMiddleware:
@@ -297,13 +297,12 @@ class _Answering:
     By the time in which the middleware has passed the beginning of the response on, the body is being made beside it.
     """
 
-    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.runtime = runtime
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = self.runtime.find(scope.get(SCOPE_KEY)) if scope["type"] == "http" else None
-        if work is None:
+        work: Work | None = scope.get(SCOPE_KEY)
+        if work is None or scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
@@ -315,7 +314,7 @@ class _Answering:
         await self.app(scope, receive, send_and_note)
 
 
-def _watch_answers(app: Any, runtime: Runtime) -> None:
+def _watch_answers(app: Any) -> None:
     """Put `_Answering` into the innermost `BaseHTTPMiddleware` of a stack, if there is one."""
     innermost = None
     while app is not None:
@@ -323,7 +322,7 @@ def _watch_answers(app: Any, runtime: Runtime) -> None:
             innermost = app
         app = getattr(app, "app", None)
     if innermost is not None and not isinstance(innermost.app, _Answering):
-        innermost.app = _Answering(innermost.app, runtime)
+        innermost.app = _Answering(innermost.app)
 
 
 def _failing(error: Exception, started: bool) -> ASGIApp:
