@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SIZE = 3
 POOL: dict[str, Any] = {"min_connections": SIZE, "max_connections": SIZE, "timeout": 10}
 OWN_ID = {"mysql": "SELECT CONNECTION_ID()", "postgres": "SELECT pg_backend_pid()"}
+ALIVE = {"mysql": "SELECT id FROM information_schema.processlist", "postgres": "SELECT pid FROM pg_stat_activity"}
 END = {"mysql": "KILL %s", "postgres": "SELECT pg_terminate_backend(%s)"}
 ENCRYPTED = {
     "mysql": "SELECT VARIABLE_VALUE <> '' FROM information_schema.SESSION_STATUS WHERE VARIABLE_NAME = 'SSL_CIPHER'",
@@ -81,4 +82,6 @@ def test_those_that_the_server_ended_at_rest_are_replaced_without_an_error(
         survivor = db.execute_sql(OWN_ID[kind]).fetchone()[0]
         for other in before - {survivor}:
             db.execute_sql(END[kind], (other,))
+        # A server is told to end a session, and does so in its own time.
+        eventually(lambda: before & {row[0] for row in db.execute_sql(ALIVE[kind])} == {survivor})
     assert ids_of_all(db, kind) & before == {survivor}
