@@ -9,7 +9,6 @@ import contextlib
 import contextvars
 import functools
 import logging
-import os
 import sys
 import threading
 import weakref
@@ -19,6 +18,7 @@ import peewee
 
 from .drivers import is_broken_off, transaction_has_failed, transaction_is_open, unread_cursors
 from .errors import ConcurrentUse, ScopeEnded, ScopeError, TransactionLost
+from .forks import watch_forks
 
 if TYPE_CHECKING:
     import asyncio
@@ -186,17 +186,20 @@ _SEVERAL = -1
 
 _PRUNE_CURSORS_AT = 16
 
-# Held where a request's transaction begins and where it ends, for moments: each may come amid the other, on another thread.
-_handover = threading.Lock()
+
+class _Handover:
+    """Held where a request's transaction begins and where it ends, for moments: each may come amid the other, on a thread."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        watch_forks(self)
+
+    def after_fork(self) -> None:
+        """A thread that is not there in the child may hold it."""
+        self.lock = threading.Lock()
 
 
-def _after_fork() -> None:
-    global _handover  # noqa: PLW0603 - a thread that is not there in the child may hold it
-    _handover = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
+_handover = _Handover()
 
 # Only `finish`, `release_early`, `_drop_late` and the guard's `_replace_broken` hold the lock without being a user, and for no
 # longer than it takes to change a few attributes.
@@ -333,9 +336,13 @@ class Frame:
         self._depth += 1
 
     def put_off(self, block: Any) -> None:
-        """Have a block rolled back before the next use of the connection: somebody is using it now."""
-        self.put_off_block = block
-        self.wary = True
+        """Have a block rolled back before the next use of the connection: somebody is using it now.
+
+        Of several the outermost counts, in whatever order they end: what is rolled back takes what is inside with it.
+        """
+        if self.put_off_block is None or block.number < self.put_off_block.number:
+            self.put_off_block = block
+            self.wary = True
 
     def settle(self) -> None:
         """Roll back a block that was put off, before something that is no statement depends on it."""
@@ -363,7 +370,7 @@ class Frame:
             self._depth -= 1
             current_lineage.reset(lineage)
         if broken and self.conn is not None:  # what is open on it ends with it
-            if self.transactions or self.savepoints or self.has_blocks:  # which go on with this connection or none
+            if self.is_counted_on:
                 with contextlib.suppress(Exception):  # the driver may have closed it already
                     self.conn.close()
             else:
@@ -473,7 +480,7 @@ class Frame:
         """Begin the transaction of an atomic request on the connection that was just made."""
         transaction = self.state.database.transaction()
         transaction.begin_unmarked()
-        with _handover:
+        with _handover.lock:
             ended = not self.atomic
             if not ended and not self.left_open:
                 self.request_transaction = transaction
@@ -496,7 +503,7 @@ class Frame:
         Raises: what the COMMIT raises, after rolling back; `peewee.InternalError` if an earlier failure makes PostgreSQL roll
             back instead; `ScopeError` if a block inside it is still open.
         """
-        with _handover:
+        with _handover.lock:
             transaction, self.request_transaction = self.request_transaction, None
             if transaction is None and error is not None and self.atomic and self.in_use:
                 # It begins now. What goes on in it is half of what has failed: `finish` rolls back all of it.
@@ -609,12 +616,15 @@ class Frame:
     def _is_in_use(self) -> bool:
         return bool(
             self._depth
-            or self.transactions
-            or self.savepoints
-            or self.has_blocks
+            or self.is_counted_on
             or self.live_cursors(self.conn)
             or transaction_is_open(self.conn)  # a BEGIN that was written as SQL
         )
+
+    @property
+    def is_counted_on(self) -> bool:
+        """Whether something is open that goes on with this connection or none."""
+        return bool(self.transactions or self.savepoints or self.has_blocks)
 
     @property
     def has_blocks(self) -> bool:
@@ -804,7 +814,7 @@ class NoRecord:
     def enter(self) -> None:
         """Private to its owner: nothing to guard."""
 
-    leave = check_lineage = enter
+    leave = check_lineage = settle = enter
 
 
 NO_RECORD = NoRecord()

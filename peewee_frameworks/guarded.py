@@ -69,6 +69,8 @@ class _Block:
     db: Any
     _entries: list[_Entry] | None = None
     _name = ""
+    number = 0
+    """Of savepoints, in the order in which they began; a transaction is outside of them."""
     _anew: Callable[[], Any] | None = None
     """What makes a block for each call of the function that it decorates, where not Peewee does."""
 
@@ -147,7 +149,11 @@ class _Block:
                     result = super().__exit__(*exc_info)  # type: ignore[misc]
         except ConcurrentUse:
             undone = current_lineage.get() is mark
-            self._could_not_end(frame, mark)
+            # Not without a mark: whoever goes on in it, as in an atomic request, could not be told from who comes next.
+            if (
+                self._is_open_still(frame) and mark is not None and not frame.state.is_async
+            ):  # where they wait for their turn
+                frame.put_off(self)
             raise
         finally:
             if mark is not None:
@@ -156,8 +162,9 @@ class _Block:
             raise refusal
         return result
 
-    def _could_not_end(self, frame: Frame, mark: Lineage | None) -> None:
-        """Do what is to be done when somebody else was using the connection at the end of the block."""
+    def _is_open_still(self, frame: Frame) -> bool:  # noqa: ARG002 - for those that have to look
+        """Return whether there is something to roll back when somebody else was using the connection at the end."""
+        return False
 
 
 def _refusal_to_halve(block: Any, frame: Frame, mark: Lineage) -> ConcurrentUse | None:
@@ -211,15 +218,14 @@ class Transaction(_Marked, peewee._transaction):
         _join_request(self.db)
         return _Block.__enter__(self)
 
-    def _could_not_end(self, frame: Frame, mark: Lineage | None) -> None:
-        # It is open still, and must not look as if it were not: MySQL's next BEGIN would commit it. On the stack nothing
+    def _is_open_still(self, frame: Frame) -> bool:
+        # It must not look as if it were not: MySQL's next BEGIN would commit it. On the stack nothing
         # commits it any more, and what comes next or the end of the scope rolls it back.
         open_still = frame.conn is not None and transaction_is_open(frame.conn) is not False
-        if open_still and self not in frame.transactions:
-            frame.transactions.insert(0, self)
-            # Not without a mark: whoever goes on in it, as in an atomic request, could not be told from who comes next.
-            if mark is not None and not frame.state.is_async:  # where they wait for their turn
-                frame.put_off(self)
+        if not open_still or self in frame.transactions:
+            return False
+        frame.transactions.insert(0, self)
+        return True
 
     def __exit__(self, *exc_info: object) -> Any:
         try:
@@ -238,11 +244,9 @@ class Savepoint(_Marked, peewee._savepoint):
     acommit = Transaction.acommit
     arollback = Transaction.arollback
 
-    _number = 0
-
     def _note(self, entry: _Entry) -> None:
         super()._note(entry)
-        self._number = next(_numbers)
+        self.number = next(_numbers)
         entry.frame.savepoints.append(self)
 
     def _pick(self) -> _Entry | None:
@@ -251,11 +255,8 @@ class Savepoint(_Marked, peewee._savepoint):
             entry.frame.savepoints.remove(self)
         return entry
 
-    def _could_not_end(self, frame: Frame, mark: Lineage | None) -> None:
-        outer = frame.put_off_block  # what is rolled back takes what is inside with it
-        inside = isinstance(outer, Transaction) or (isinstance(outer, Savepoint) and outer._number < self._number)
-        if mark is not None and not frame.state.is_async and not inside:
-            frame.put_off(self)
+    def _is_open_still(self, frame: Frame) -> bool:  # noqa: ARG002 - as above
+        return True
 
     def rollback(self, begin: bool = True) -> None:
         # As in `Guarded.rollback`: an error here would hide the one that is unwinding the block.
@@ -297,8 +298,7 @@ class Manual(_Block, peewee._manual):
     """Peewee's manual-commit block; connects first, since a connect would forget that the block is open."""
 
     def __enter__(self) -> Any:
-        if isinstance(frame := self.db._state.frame(), Frame):
-            frame.settle()
+        self.db._state.frame().settle()
         if self.db.is_closed():
             if not self.db.autoconnect:
                 raise peewee.InterfaceError("Error, database connection not opened.")
@@ -382,8 +382,7 @@ class Guarded:
             return
         conn = None
         try:
-            unused = not (frame.transactions or frame.savepoints or frame.has_blocks)
-            if unused and not frame.final and is_broken_off(frame.conn):
+            if not frame.is_counted_on and not frame.final and is_broken_off(frame.conn):
                 conn = frame._detach()
         finally:
             frame._release()
@@ -420,8 +419,7 @@ class Guarded:
 
     def after_commit(self, fn: Callable[[], Any]) -> Any:
         frame = self._state.frame()
-        if isinstance(frame, Frame) and not self._state.is_async:
-            frame.settle()
+        frame.settle()
         if frame.atomic and frame.conn is None and not inspect.iscoroutinefunction(fn):
             frame.early_callbacks += (fn,)  # the transaction begins with the first query; Peewee would call it now
             return fn

@@ -227,9 +227,7 @@ class AsyncFrame(Frame):
         return self._user is not None
 
     def _is_in_use(self) -> bool:
-        return bool(
-            self._user is not None or self.transactions or self.savepoints or self.stream is not None or self.has_blocks
-        )
+        return bool(self._user is not None or self.stream is not None or self.is_counted_on)
 
     def release_early(self) -> bool:
         """Give the connection back if nothing is going on with it; a later query takes one again."""

@@ -213,10 +213,9 @@ async def exit_block(block: Any, *exc_info: Any) -> Any:
 
     It comes though the caller is cancelled: what follows would be part of a block that nobody ends, and be rolled back.
     """
+    # The loop closes a generator that was dropped, in a task of its own; the scope's end undoes the block.
     if exc_info[0] is GeneratorExit and not any(entry[0] is block for entry in _units.get()):
-        return (
-            None  # the loop closes a generator that was dropped, in a task of its own; the scope's end undoes the block
-        )
+        return None
     unit = _pop(block)
     outcome = exc_info
 

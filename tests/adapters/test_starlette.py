@@ -443,6 +443,13 @@ def test_an_application_starts_again_after_it_has_stopped(database):
 # -- other middleware ---------------------------------------------------------------------------------------------------
 
 
+class Passing(BaseHTTPMiddleware):
+    """Does nothing but what such middleware does: it runs the application in a task of its own."""
+
+    async def dispatch(self, request, call_next):
+        return await call_next(request)
+
+
 class Touching(BaseHTTPMiddleware):
     """Queries on the way in and out, as somebody's authentication or audit does, in a task of its own."""
 
@@ -1295,10 +1302,6 @@ def test_a_proxy_that_nobody_initialises_is_an_error_page():
 def test_a_mounted_application_that_starts_and_fails_below_buffering_middleware_ends_with_its_error(sqlite, bare):
     """`BaseHTTPMiddleware` has not passed the start on by then."""
 
-    class Passing(BaseHTTPMiddleware):
-        async def dispatch(self, request, call_next):
-            return await call_next(request)
-
     async def fail(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise LookupError("mine")
@@ -1322,10 +1325,6 @@ async def test_the_commit_and_a_body_beside_it_wait_for_each_other(make_place, k
     database = make_place(kind).make_database()
     item = make_item(database)
     orm = Peewee(database, transaction=True)
-
-    class Passing(BaseHTTPMiddleware):
-        async def dispatch(self, request, call_next):
-            return await call_next(request)
 
     def sync(request):
         item.create(name=uuid.uuid4().hex)
@@ -1372,10 +1371,6 @@ async def test_a_statement_that_was_given_up_is_not_taken_for_one_of_the_body(ma
     item = make_item(database)
     orm = Peewee(database, transaction=True)
     inside, go_on, tasks = threading.Event(), threading.Event(), []
-
-    class Passing(BaseHTTPMiddleware):
-        async def dispatch(self, request, call_next):
-            return await call_next(request)
 
     def slow():
         item.create(name="half")

@@ -669,6 +669,26 @@ def busy_session(place):
         monitor.close_all()
 
 
+class Refused:
+    """A block that is refused its end, for a thread is inside a statement; the thread goes on after that.
+
+    No generator, in which blocks have no mark.
+    """
+
+    def __init__(self, place, database) -> None:
+        self.place, self.database, self.block = place, database, database.atomic()
+
+    def __enter__(self) -> None:
+        self.block.__enter__()
+
+    def __exit__(self, *exc_info: object) -> None:
+        busy = Busy(self.place, self.database)
+        with pytest.raises(ConcurrentUse):
+            self.block.__exit__(*exc_info)
+        busy.open()
+        assert busy.late.result(DEADLINE) == 1  # the statement has its answer
+
+
 SERVERS = pytest.mark.parametrize("database_kind", ["mysql", "postgres"])
 
 
@@ -734,12 +754,9 @@ def test_a_block_that_ends_while_a_child_is_inside_a_statement_is_rolled_back_af
     """The block raises; what comes next does not commit what it did, and is not lost with it."""
     called = []
     with connection_scope(db):
-        with pytest.raises(ConcurrentUse), db.atomic():
+        with Refused(place, db):
             note.create(text="lost")
             db.after_commit(lambda: called.append("lost"))
-            busy = Busy(place, db)
-        busy.open()
-        assert busy.late.result(DEADLINE) == 1
         if follows == "block":
             with db.atomic():
                 note.create(text="kept")
@@ -759,11 +776,8 @@ def test_a_block_that_ends_while_a_child_is_inside_a_statement_is_rolled_back_af
 def test_a_child_of_a_block_that_could_not_end_is_told_that_it_was_rolled_back(place, db, note):
     """What it does next would be stored by itself."""
     with connection_scope(db):
-        with pytest.raises(ConcurrentUse), db.atomic():
+        with Refused(place, db):
             context = contextvars.copy_context()
-            busy = Busy(place, db)
-        busy.open()
-        assert busy.late.result(DEADLINE) == 1
         with pytest.raises(TransactionLost, match="was rolled back meanwhile"):
             context.run(note.create, text="half")
         assert db.transaction_depth() == 0
@@ -780,11 +794,8 @@ def test_a_scope_inside_does_not_lose_its_transaction_for_a_block_of_the_one_aro
     """A cursor belongs to the scope that made it, wherever it is read."""
     with connection_scope(db):
         note.create(text="first")
-        with pytest.raises(ConcurrentUse), db.atomic():
+        with Refused(place, db):
             note.create(text="lost")
-            busy = Busy(place, db)
-        busy.open()
-        assert busy.late.result(DEADLINE) == 1
         frame = db._state.frame()
         with connection_scope(db), db.atomic():
             note.create(text="kept")
@@ -799,11 +810,8 @@ def test_a_scope_inside_does_not_lose_its_transaction_for_a_block_of_the_one_aro
 def test_a_block_that_could_not_end_and_whose_rollback_fails_costs_its_connection(place, db, note):
     """Nobody knows what is open on it; what follows has another one, and is kept."""
     with connection_scope(db):
-        with pytest.raises(ConcurrentUse), db.atomic():
+        with Refused(place, db):
             note.create(text="lost")
-            busy = Busy(place, db)
-        busy.open()
-        assert busy.late.result(DEADLINE) == 1
         place.kill_sessions()
         note.create(text="kept")
         with db.atomic():
@@ -818,11 +826,8 @@ def test_a_block_that_could_not_end_and_whose_rollback_fails_ends_the_connection
     """What follows in the `connection_context` is an error, as after any connection that is lost there."""
     with connection_scope(db):
         with db.connection_context():
-            with pytest.raises(ConcurrentUse), db.atomic():
+            with Refused(place, db):
                 note.create(text="lost")
-                busy = Busy(place, db)
-            busy.open()
-            assert busy.late.result(DEADLINE) == 1
             place.kill_sessions()
             with pytest.raises((peewee.OperationalError, peewee.InterfaceError)):
                 note.create(text="?")
@@ -840,11 +845,8 @@ def test_a_savepoint_that_could_not_end_and_whose_rollback_fails_ends_the_transa
     with connection_scope(db):
         with pytest.raises((peewee.OperationalError, peewee.InterfaceError)), db.atomic():
             note.create(text="lost")
-            with pytest.raises(ConcurrentUse), db.atomic():
+            with Refused(place, db):
                 note.create(text="lost, too")
-                busy = Busy(place, db)
-            busy.open()
-            assert busy.late.result(DEADLINE) == 1
             place.kill_sessions()
             with pytest.raises((peewee.OperationalError, peewee.InterfaceError)):
                 note.create(text="?")
@@ -879,11 +881,8 @@ def test_savepoints_that_could_not_end_in_any_order_are_rolled_back_from_the_out
 def test_what_is_no_statement_finds_no_block_that_is_over(place, db, note, what):
     called = []
     with connection_scope(db):
-        with pytest.raises(ConcurrentUse), db.atomic():
+        with Refused(place, db):
             note.create(text="lost")
-            busy = Busy(place, db)
-        busy.open()
-        assert busy.late.result(DEADLINE) == 1
         if what == "after_commit":
             db.after_commit(lambda: called.append("now"))
             assert called == ["now"]
@@ -901,11 +900,8 @@ def test_a_savepoint_that_could_not_end_is_not_committed_with_the_transaction_ar
     """Whoever catches its error goes on with the rest."""
     with connection_scope(db), db.atomic():
         note.create(text="kept")
-        with pytest.raises(ConcurrentUse), db.atomic():
+        with Refused(place, db):
             note.create(text="half")
-            busy = Busy(place, db)
-        busy.open()
-        assert busy.late.result(DEADLINE) == 1
         note.create(text="kept, too")
     with connection_scope(db):
         assert [each.text for each in note.select().order_by(note.id)] == ["kept", "kept, too"]
